@@ -1,0 +1,41 @@
+# vpdistill. `make` builds build/cpu/vpdistill; `make demo` runs the main job; `make test` runs the tests.
+# DEBUG=1 and SAN=1 choose build directories of their own, so nothing ever needs a clean.
+
+SAN   ?= 0        # 1: address and undefined-behaviour sanitizers
+DEBUG ?= 0        # 1: -O0 -g
+B     := build/cpu$(if $(filter 1,$(SAN)),-san)$(if $(filter 1,$(DEBUG)),-debug)
+
+CC       ?= gcc
+WARN     := -Wall -Wextra -Werror -Wno-format-truncation
+OPT      := $(if $(filter 1,$(DEBUG)),-O0,-O3) $(if $(filter 1,$(SAN)),-O1 -fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+comma    := ,
+CPPFLAGS := -I. -D_GNU_SOURCE
+CFLAGS   := -std=c17 -g $(OPT) -march=native -fno-math-errno -fopenmp -pthread $(WARN)
+LDLIBS   := -ldnnl -ljpeg -ljansson -lcyaml -lutf8proc -lm
+
+ENGINE := $(wildcard kernels/cpu/*.c engine/*.c data/*.c modules/*.c)
+VERBS  := $(wildcard engine/verbs/*.c)
+TESTS  := $(wildcard tests/*.c tests/kernels/*.c tests/engine/*.c tests/data/*.c tests/modules/*.c)
+BENCH  := $(wildcard bench/*.c)
+MAIN   := engine/main.c
+LIB    := $(filter-out $(MAIN),$(ENGINE))
+obj     = $(patsubst %.c,$(B)/%.o,$(1))
+
+all: $(B)/vpdistill
+
+$(B)/vpdistill: $(call obj,$(LIB) $(VERBS) $(MAIN))
+	@echo "  LD $@"
+	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+
+$(B)/test: $(call obj,$(LIB) $(TESTS))
+	@echo "  LD $@"
+	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+
+$(B)/%.o: %.c
+	@mkdir -p $(@D)
+	@echo "  CC $<"
+	@$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+
+-include $(wildcard $(B)/*/*.d $(B)/*/*/*.d)
+
+.PHONY: all

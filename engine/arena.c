@@ -1,0 +1,49 @@
+/* arena.c -- bump allocation by lifetime. See arena.h. */
+#include "engine/arena.h"
+
+#include <sys/mman.h>
+
+enum { ALIGN = 64 };
+
+void arena_open(Arena *a, const char *name, Device *dev, size_t size) {
+    size = (size + 4095) & ~(size_t)4095;
+    *a = (Arena){.name = name, .dev = dev, .size = size};
+    if (dev) {
+        a->base = dev->alloc(dev, size);
+        return;
+    }
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) die(FAIL_MEMORY, "arena %s: cannot reserve %zu bytes of address space", name, size);
+    a->base = p;
+}
+
+void arena_close(Arena *a) {
+    if (!a->base) return;
+    if (a->dev)
+        a->dev->release(a->dev, a->base, a->size);
+    else
+        munmap(a->base, a->size);
+    *a = (Arena){0};
+}
+
+void *arena_alloc(Arena *a, size_t bytes) {
+    if (bytes > a->size - a->used) /* used <= size always, so this cannot wrap */
+        die(FAIL_MEMORY, "arena %s is full: %zu bytes asked, %zu of %zu in use", a->name, bytes, a->used, a->size);
+    void *p = a->base + a->used;
+    size_t step = (bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1);
+    a->used = MIN(a->used + step, a->size);
+    a->peak = MAX(a->peak, a->used);
+    return p;
+}
+
+void *arena_zalloc(Arena *a, size_t bytes) {
+    CHECK(!a->dev, "arena %s is not host memory", a->name);
+    return memset(arena_alloc(a, bytes), 0, bytes);
+}
+
+char *arena_strdup(Arena *a, const char *s, size_t n) {
+    char *p = arena_alloc(a, n + 1);
+    memcpy(p, s, n);
+    p[n] = 0;
+    return p;
+}

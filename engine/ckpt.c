@@ -1,0 +1,122 @@
+/* ckpt.c -- checkpoints of a run. See ckpt.h. */
+#include "engine/ckpt.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <limits.h>
+#include <unistd.h>
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f) {
+    (void)st, (void)type, (void)f;
+    return remove(path);
+}
+
+static void remove_tree(const char *path) { nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS); }
+
+/* "checkpoint-000500" -> 500, anything else -> -1. */
+static int64_t step_of(const char *name) {
+    char *end;
+    if (strncmp(name, "checkpoint-", 11) || name[11] < '0' || name[11] > '9') return -1;
+    int64_t step = strtoll(name + 11, &end, 10);
+    return *end ? -1 : step;
+}
+
+static bool whole(const char *out, const char *name) {
+    char path[PATH_MAX];
+    return snprintf(path, sizeof path, "%s/%s/state.json", out, name) < (int)sizeof path && !access(path, R_OK);
+}
+
+bool ckpt_latest(const char *out, char *path, size_t size, int64_t *step) {
+    DIR *d = opendir(out);
+    if (!d) return false;
+    *step = -1;
+    for (struct dirent *f; (f = readdir(d));) {
+        int64_t s = step_of(f->d_name);
+        if (s <= *step || !whole(out, f->d_name)) continue;
+        *step = s;
+        snprintf(path, size, "%s/%s", out, f->d_name);
+    }
+    closedir(d);
+    return *step >= 0;
+}
+
+/* Removes the oldest checkpoints until `keep` are left. */
+static void prune(const char *out, int keep) {
+    for (;;) {
+        DIR *d = opendir(out);
+        if (!d) return;
+        int n = 0;
+        int64_t oldest = INT64_MAX;
+        char victim[PATH_MAX] = "";
+        for (struct dirent *f; (f = readdir(d));) {
+            int64_t s = step_of(f->d_name);
+            if (s < 0) continue;
+            n++;
+            if (s < oldest) {
+                oldest = s;
+                snprintf(victim, sizeof victim, "%s/%s", out, f->d_name);
+            }
+        }
+        closedir(d);
+        if (n <= keep) return;
+        remove_tree(victim);
+    }
+}
+
+static bool save_parts(const char *dir, int64_t step, const CkptPart *part, int n, const char *config, Error *e) {
+    char path[PATH_MAX];
+    for (int i = 0; i < n; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, part[i].name);
+        if (!module_save(part[i].module, path, e)) return false;
+        snprintf(path, sizeof path, "%s/%s.moments.safetensors", dir, part[i].name);
+        if (!params_save_moments(&part[i].module->params, path, e)) return false;
+    }
+    json_t *state = json_pack("{s:I, s:s}", "step", (json_int_t)step, "config", config);
+    char *text = state ? json_dumps(state, JSON_INDENT(1) | JSON_SORT_KEYS) : NULL;
+    json_decref(state);
+    if (!text) return fail_as(e, FAIL_OTHER, "%s: the configuration is not UTF-8", dir);
+    snprintf(path, sizeof path, "%s/state.json", dir);
+    bool ok = file_write_atomic(path, text, strlen(text), e); /* last: its presence says that the rest is there */
+    free(text);
+    return ok;
+}
+
+bool ckpt_save(const char *out, int64_t step, const CkptPart *part, int n, const char *config, int keep, Error *e) {
+    char tmp[PATH_MAX], final[PATH_MAX];
+    snprintf(tmp, sizeof tmp, "%s/tmp-checkpoint.%d", out, (int)getpid());
+    snprintf(final, sizeof final, "%s/checkpoint-%06" PRId64, out, step);
+    remove_tree(tmp);
+    if (!make_dirs(tmp, e) || !save_parts(tmp, step, part, n, config, e)) {
+        remove_tree(tmp);
+        return fail_in(e, "checkpoint at step %" PRId64, step);
+    }
+    if (whole(out, strrchr(final, '/') + 1)) remove_tree(final); /* a resumed run writes the same again */
+    if (rename(tmp, final)) {
+        fail_as(e, FAIL_DISK, "%s: cannot rename the finished checkpoint: %s", final, strerror(errno));
+        remove_tree(tmp);
+        return false;
+    }
+    int d = open(out, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (d >= 0) {
+        fsync(d);
+        close(d);
+    }
+    if (keep > 0) prune(out, keep);
+    return true;
+}
+
+bool ckpt_load(const char *path, const CkptPart *part, int n, Error *e) {
+    for (int i = 0; i < n; i++) {
+        char file[PATH_MAX];
+        SafeTensors st;
+        snprintf(file, sizeof file, "%s/%s/model.safetensors", path, part[i].name);
+        if (!st_open(&st, file, e)) return false;
+        bool ok = params_load(&part[i].module->params, &st, file, e);
+        st_close(&st);
+        snprintf(file, sizeof file, "%s/%s.moments.safetensors", path, part[i].name);
+        if (!ok || !params_load_moments(&part[i].module->params, file, e)) return false;
+    }
+    return true;
+}

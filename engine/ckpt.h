@@ -1,0 +1,22 @@
+/* ckpt.h -- checkpoints of a run: model folders, optimizer state, position; written whole or not at all.
+ *
+ *   OUT/checkpoint-000500/vqa/                       a model folder, weights under Hugging Face names
+ *   OUT/checkpoint-000500/vqa.moments.safetensors    AdamW's m, v and its step
+ *   OUT/checkpoint-000500/state.json                 the update it follows, the run's configuration
+ *
+ * Everything else of a run (sample order, dropout) is a function of the seed and the update's number, so
+ * that is all it takes to go on bit for bit. No time or host name goes in: equal runs, equal bytes.
+ */
+#pragma once
+#include "modules/module.h"
+
+/* One trained module and the name it goes by in the checkpoint ("vqa"). */
+typedef struct CkptPart { const char *name; Module *module; } CkptPart;
+
+/* Writes OUT/checkpoint-STEP through a temporary folder and a rename; then removes all but the newest `keep`
+ * (0: none is removed). config: the resolved configuration's text, stored in state.json. */
+bool ckpt_save(const char *out, int64_t step, const CkptPart *part, int n, const char *config, int keep, Error *e);
+/* Finds the newest whole checkpoint of OUT: its folder into path, its step. False without an error text when there is none. */
+bool ckpt_latest(const char *out, char *path, size_t size, int64_t *step);
+/* Loads weights and moments of each part. A damaged file fails with its name. */
+bool ckpt_load(const char *path, const CkptPart *part, int n, Error *e);

@@ -1,0 +1,139 @@
+/* config.h -- every option of a run: ONE table, a struct made from it, YAML and key=value read into it.
+ *
+ * An option is one row below. The row is its field in Config, its YAML key, its command-line name (section.key), its
+ * default, its bounds and its help line; nothing else has to be written. Reading is in config.c.
+ */
+#pragma once
+#include "engine/base.h"
+
+#define CONFIG_TEXT 512 /* bytes of a text option with its final zero */
+
+/* Row kinds: INT(name, default, min, max, help)   FLOAT(name, default, min, max, help)   BOOL(name, default, help)
+ *            TEXT(name, default, help)            CHOICE(name, "default", "a|b|c", help): the index, an enum below */
+#define RUN_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                          \
+    INT(seed, 1, 0, 2147483647, "every random choice of the run follows from it")                            \
+    TEXT(out, "build/run", "folder for checkpoints, metrics and reports")                                    \
+    INT(threads, 0, 0, 1024, "CPU threads; 0: one per core")                                                 \
+    INT(log_every, 50, 1, 1000000, "steps between two lines of metrics")                                     \
+    TEXT(device, "cpu", "where tensors live")
+
+#define DATA_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                         \
+    TEXT(kind, "gqa", "kind of dataset")                                                                     \
+    TEXT(dir, "", "folder of the dataset")                                                                   \
+    TEXT(split, "train", "part of the dataset to train on")                                                  \
+    TEXT(val_split, "val", "part of the dataset that train.eval_every looks at")                             \
+    INT(workers, 1, 0, 256, "threads that decode images; 0: the training thread does it")                    \
+    INT(limit, 0, 0, 2147483647, "use only the first questions; 0: all")                                     \
+    INT(cache_mb, 0, 0, 1000000, "decoded images kept in memory, megabytes")                                 \
+    FLOAT(max_bad_percent, 5, 0, 100, "share of unreadable images above which the run stops")
+
+#define SCENES_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                       \
+    TEXT(dir, "", "folder to write")                                                                         \
+    CHOICE(domain, "hard", "clean|hard", "plain ground, or textures, colour casts, noise, blur and clutter") \
+    INT(train, 2000, 0, 10000000, "images of the training part")                                             \
+    INT(val, 400, 0, 10000000, "images of the validation part")                                              \
+    INT(test, 400, 0, 10000000, "images of the test part")                                                   \
+    INT(questions, 8, 0, 32, "questions per image")                                                          \
+    INT(steps, 0, 0, 64, "labelled module calls per image; 0: no steps file")                                \
+    INT(statements, 2, 0, 16, "two-image statements per pair of images")                                     \
+    FLOAT(single, 0, 0, 1, "share of images with one large object, which get no questions")                  \
+    FLOAT(few, 0, 0, 1, "share of images with two or three objects, which get no questions")
+
+#define MODEL_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                        \
+    TEXT(vqa, "", "model folder of the VQA module")                                                          \
+    TEXT(loc, "", "model folder of the LOC module")                                                          \
+    TEXT(teacher, "", "model folder of the end-to-end teacher")
+
+#define TRAIN_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                        \
+    TEXT(module, "vqa", "which module is trained: vqa, loc or teacher")                                      \
+    INT(steps, 1000, 0, 1000000000, "optimizer steps")                                                       \
+    BOOL(from_scratch, false, "draw initial weights from run.seed instead of reading model.safetensors")     \
+    INT(batch, 64, 1, 65536, "examples of one forward pass")                                                 \
+    INT(per_image, 4, 1, 1024, "examples of a batch that share an image")                                    \
+    INT(accumulate, 1, 1, 65536, "forward passes of one optimizer step")                                     \
+    FLOAT(lr, 1e-3, 0, 10, "highest learning rate")                                                          \
+    CHOICE(schedule, "linear", "linear|cosine|constant", "how the learning rate falls after the warm-up")    \
+    FLOAT(warmup, 0.05, 0, 1, "share of the steps in which the learning rate rises")                         \
+    FLOAT(weight_decay, 0.01, 0, 10, "decoupled; not on biases and norms")                                   \
+    FLOAT(beta1, 0.9, 0, 0.999999, "AdamW: memory of the mean")                                              \
+    FLOAT(beta2, 0.98, 0, 0.9999999, "AdamW: memory of the square")                                          \
+    FLOAT(eps, 1e-8, 1e-30, 1, "AdamW: added to the root")                                                   \
+    FLOAT(clip, 1, 0, 1000000, "largest global gradient norm; 0: no clipping")                               \
+    FLOAT(label_smoothing, 0, 0, 0.999, "share of the target spread over all answers")                       \
+    FLOAT(loc_l1, 1, 0, 1000, "LOC: weight of the box distance, in matching and loss")                       \
+    FLOAT(loc_giou, 1, 0, 1000, "LOC: weight of the generalised IoU term, in matching and loss")             \
+    INT(loc_repeat, 1, 1, 64, "LOC: patches matched to each box")                                            \
+    INT(save_every, 500, 0, 1000000000, "steps between checkpoints; 0: only the last")                       \
+    INT(eval_every, 0, 0, 1000000000, "steps between evaluations; 0: none")                                  \
+    BOOL(resume, true, "go on from the checkpoint in run.out when there is one")                             \
+    FLOAT(lr_head_scale, 1, 0, 1000, "learning rate of the answer head as a multiple of lr")
+
+#define DISTILL_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                      \
+    FLOAT(temperature, 2, 0.01, 100, "softens teacher and student alike in the soft term")                   \
+    FLOAT(soft, 0.5, 0, 1000, "weight of the soft term: the teacher's distribution")                         \
+    FLOAT(hard, 0.5, 0, 1000, "weight of the hard term: the teacher's answer")                               \
+    FLOAT(loc_class, 1, 0, 1000, "LOC: weight of the class term")                                            \
+    FLOAT(loc_l1, 1, 0, 1000, "LOC: weight of the box distance")                                             \
+    FLOAT(loc_giou, 1, 0, 1000, "LOC: weight of the generalised IoU term")                                   \
+    FLOAT(retain, 0.1, 0, 1000, "weight of staying near the starting outputs on the replay set")             \
+    FLOAT(confidence, 0.5, 0, 1, "labels below this probability of the teacher are dropped")                 \
+    BOOL(filter_executes, true, "keep labels only of programs that execute")                                 \
+    BOOL(filter_confident, true, "keep labels only above confidence")                                        \
+    BOOL(filter_replay, true, "keep labels only when the program with them gives the task's answer")         \
+    BOOL(use_answer, true, "use the task's answer where the program fixes the last step's")                  \
+    TEXT(replay_dir, "", "dataset of the retain term; empty: none")                                          \
+    INT(candidates, 6, 1, 64, "LOC: boxes that the teacher verifies per question")                           \
+    INT(programs, 64, 1, 65536, "programs of one step")                                                      \
+    INT(steps, 200, 0, 1000000000, "optimizer steps")                                                        \
+    FLOAT(lr_vqa, 1e-4, 0, 10, "highest learning rate of the VQA module")                                    \
+    FLOAT(lr_loc, 1e-4, 0, 10, "highest learning rate of the LOC module")
+
+#define EVAL_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                         \
+    TEXT(split, "test", "part of the dataset to evaluate on")                                                \
+    INT(limit, 0, 0, 2147483647, "use only the first questions; 0: all")                                     \
+    BOOL(blame, false, "also replace one module at a time by the ground truth")                              \
+    INT(batch, 256, 1, 65536, "programs run at once")
+
+#define TRACE_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                        \
+    TEXT(path, "", "file for the trace of every step; empty: none")                                          \
+    CHOICE(format, "jsonl", "jsonl", "format of the trace")
+
+#define CONFIG_SECTIONS(X)                                                                                   \
+    X(run, RUN_OPTIONS)                                                                                      \
+    X(scenes, SCENES_OPTIONS)                                                                                \
+    X(data, DATA_OPTIONS)                                                                                    \
+    X(model, MODEL_OPTIONS)                                                                                  \
+    X(train, TRAIN_OPTIONS)                                                                                  \
+    X(distill, DISTILL_OPTIONS)                                                                              \
+    X(eval, EVAL_OPTIONS)                                                                                    \
+    X(trace, TRACE_OPTIONS)
+
+/* The choices in the order of their rows. */
+enum { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
+enum { TRACE_JSONL };
+
+#define INT_FIELD(name, def, min, max, help)   int name;
+#define FLOAT_FIELD(name, def, min, max, help) double name;
+#define BOOL_FIELD(name, def, help)            bool name;
+#define TEXT_FIELD(name, def, help)            char name[CONFIG_TEXT];
+#define CHOICE_FIELD(name, def, choices, help) int name;
+typedef struct Config {
+#define X(section, OPTIONS) struct { OPTIONS(INT_FIELD, FLOAT_FIELD, BOOL_FIELD, TEXT_FIELD, CHOICE_FIELD) } section;
+    CONFIG_SECTIONS(X)
+#undef X
+} Config; /* no pointers inside: copy it as you like */
+
+void config_defaults(Config *c);
+
+/* Defaults, then the YAML file (path NULL: none), then `n` assignments "section.key=value" in order. On failure e
+ * (status FAIL_CONFIG) says where: FILE:LINE, or the argument; an unknown name comes with the nearest known one. */
+bool config_load(Config *c, const char *path, const char *const *assignments, int n, Error *e);
+/* Reads YAML text into c, over what is there; `name` stands for the file in messages. At most 1 MB, no aliases,
+ * one document. */
+bool config_parse(Config *c, const char *name, const char *text, size_t size, Error *e);
+bool config_set(Config *c, const char *assignment, Error *e);
+
+/* The whole config as YAML that config_parse reads back to an equal one. */
+void config_print(FILE *f, const Config *c);
+/* The table: names, defaults, bounds, help. section NULL: all; false when there is no such section. */
+bool config_help(FILE *f, const char *section);

@@ -1,0 +1,86 @@
+/* nn.c -- transformer blocks. See nn.h. */
+#include "engine/nn.h"
+
+#include <math.h>
+#include <stdarg.h>
+
+static const char *vname(char *buf, size_t n, const char *fmt, va_list ap) {
+    vsnprintf(buf, n, fmt, ap);
+    return buf;
+}
+
+Layer linear_new(ParamSet *ps, int64_t out, int64_t in, bool bias, const char *name, ...) {
+    char buf[256];
+    va_list ap;
+    va_start(ap, name);
+    vname(buf, sizeof buf, name, ap);
+    va_end(ap);
+    Layer l = {.w = PARAM(ps, PARAM_WEIGHT, (out, in), "%s.weight", buf)};
+    if (bias) l.b = PARAM(ps, PARAM_BIAS, (out), "%s.bias", buf);
+    return l;
+}
+
+Layer norm_new(ParamSet *ps, int64_t C, const char *name, ...) {
+    char buf[256];
+    va_list ap;
+    va_start(ap, name);
+    vname(buf, sizeof buf, name, ap);
+    va_end(ap);
+    return (Layer){PARAM(ps, PARAM_GAIN, (C), "%s.weight", buf), PARAM(ps, PARAM_BIAS, (C), "%s.bias", buf)};
+}
+
+Tensor *linear(Ctx *c, Layer l, Tensor *x) { return op_linear(c, x, l.w, l.b); }
+Tensor *norm(Ctx *c, Layer l, Tensor *x, float eps) { return op_layernorm(c, x, l.w, l.b, eps); }
+
+void block_new(Block *b, ParamSet *ps, int64_t C, int64_t mlp, const BlockNames *names, const char *prefix) {
+    b->norm1 = norm_new(ps, C, "%s%s", prefix, names->norm1);
+    const char *const qkv[] = {names->q, names->k, names->v};
+    b->qkv.w = param_fused(ps, PARAM_WEIGHT, 3, 2, (int64_t[]){C, C}, prefix, qkv, ".weight");
+    b->qkv.b = param_fused(ps, PARAM_BIAS, 3, 1, (int64_t[]){C}, prefix, qkv, ".bias");
+    b->q = (Layer){param_rows(ps, b->qkv.w, 0, C), param_rows(ps, b->qkv.b, 0, C)};
+    b->kv = (Layer){param_rows(ps, b->qkv.w, C, 2 * C), param_rows(ps, b->qkv.b, C, 2 * C)};
+    b->proj = linear_new(ps, C, C, true, "%s%s", prefix, names->proj);
+    b->norm2 = norm_new(ps, C, "%s%s", prefix, names->norm2);
+    b->fc1 = linear_new(ps, mlp, C, true, "%s%s", prefix, names->fc1);
+    b->fc2 = linear_new(ps, C, mlp, true, "%s%s", prefix, names->fc2);
+}
+
+void blocks_init(ParamSet *ps, Block *b, int n) {
+    for (int i = 0; i < n; i++) {
+        param_scale(ps, b[i].proj.w, 1 / sqrtf(2 * (float)n));
+        param_scale(ps, b[i].fc2.w, 1 / sqrtf(2 * (float)n));
+    }
+}
+
+static Tensor *mlp_residual(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s) {
+    Tensor *h = linear(c, b->fc1, norm(c, b->norm2, x, s->eps));
+    h = s->act == ACT_GELU ? op_gelu(c, h) : op_quick_gelu(c, h);
+    return op_add(c, x, op_dropout(c, linear(c, b->fc2, h), s->dropout));
+}
+
+static Tensor *block_body(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s) {
+    Tensor *a = op_self_attention(c, linear(c, b->qkv, norm(c, b->norm1, x, s->eps)), s->H, s->mask, s->causal);
+    x = op_add(c, x, op_dropout(c, linear(c, b->proj, a), s->dropout));
+    return mlp_residual(c, b, x, s);
+}
+
+Tensor *block_forward(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s) {
+    if (c->tape) return block_body(c, b, x, s);
+    /* Nobody will look back: keep the result alone, so that all blocks work in the same, cached, memory. */
+    Tensor *y = tensor_like(c, x);
+    size_t step = arena_mark(c->step), host = arena_mark(c->host);
+    Tensor *r = block_body(c, b, x, s);
+    c->dev->ops->copy_rows(c->dev->main, x->dtype, y->data, numel(x), r->data, numel(x), 1, numel(x), false);
+    arena_reset(c->step, step);
+    arena_reset(c->host, host);
+    return y;
+}
+
+Tensor *block_forward_first(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s) {
+    CHECK(!s->causal, "the first token of a causal block sees only itself");
+    Tensor *n = norm(c, b->norm1, x, s->eps);
+    Tensor *q = linear(c, b->q, op_slice_tokens(c, n, 0, 1)), *kv = linear(c, b->kv, n);
+    Tensor *a = op_cross_attention(c, q, kv, s->H, s->mask);
+    x = op_add(c, op_slice_tokens(c, x, 0, 1), op_dropout(c, linear(c, b->proj, a), s->dropout));
+    return mlp_residual(c, b, x, s);
+}

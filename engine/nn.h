@@ -1,0 +1,41 @@
+/* nn.h -- what the model files are made of: transformer blocks as compositions of op.h. Next: modules/vilt.c. */
+#pragma once
+#include "engine/op.h"
+#include "engine/param.h"
+
+typedef enum Activation { ACT_GELU, ACT_QUICK_GELU } Activation;
+
+/* A linear layer or a norm: weight and bias (bias NULL where the model has none). */
+typedef struct Layer { Tensor *w, *b; } Layer;
+
+/* Declares NAME.weight (out, in) and NAME.bias (out); NAME.weight and NAME.bias (C) of a norm. */
+Layer linear_new(ParamSet *ps, int64_t out, int64_t in, bool bias, const char *name, ...) __attribute__((format(printf, 5, 6)));
+Layer norm_new(ParamSet *ps, int64_t C, const char *name, ...) __attribute__((format(printf, 3, 4)));
+Tensor *linear(Ctx *c, Layer l, Tensor *x);
+Tensor *norm(Ctx *c, Layer l, Tensor *x, float eps);
+
+/* A pre-LN transformer block: x += proj(attention(norm1 x)); x += fc2(act(fc1(norm2 x))). */
+typedef struct Block {
+    Layer norm1, qkv, proj, norm2, fc1, fc2;
+    Layer q, kv; /* rows of qkv */
+} Block;
+
+/* The checkpoint's names of a block's layers, after its prefix ("vilt.encoder.layer.3."). */
+typedef struct BlockNames { const char *norm1, *q, *k, *v, *proj, *norm2, *fc1, *fc2; } BlockNames;
+
+typedef struct BlockSpec {
+    int H;
+    float eps;
+    Activation act;
+    float dropout;       /* after the two projections */
+    const uint8_t *mask; /* (B, T) device, or NULL */
+    bool causal;
+} BlockSpec;
+
+void block_new(Block *b, ParamSet *ps, int64_t C, int64_t mlp, const BlockNames *names, const char *prefix);
+/* Divides the initial proj and fc2 weights of n blocks by sqrt(2n): the residual sum then starts at unit size. */
+void blocks_init(ParamSet *ps, Block *b, int n);
+Tensor *block_forward(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s);
+/* The same, for a last block of which only token 0 is read: (B, T, C) -> (B, 1, C). Keys and values see all tokens; the
+ * query, the projection and the MLP run on one, which saves most of the block's work and changes no value. */
+Tensor *block_forward_first(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s);

@@ -1,0 +1,78 @@
+/* param.h -- the parameters of one module: flat buffers with named views.
+ *
+ * Names are the checkpoint's (Hugging Face's). Declare all, then params_alloc; values, gradients and
+ * the two moments are four flat f32 buffers, so that the optimizer is one launch and a checkpoint one
+ * write. Projections that a kernel wants as one matrix (query, key, value) are declared together and
+ * lie side by side: three named tensors, one fused view. Next: nn.h, optim.h.
+ */
+#pragma once
+#include "data/safetensors.h"
+#include "engine/tensor.h"
+
+typedef enum ParamKind {
+    PARAM_WEIGHT,    /* matrix (out, in): normal, std 1/sqrt(in) or the config's initializer_range; decayed */
+    PARAM_EMBEDDING, /* table (n, C) or vector: normal; decayed */
+    PARAM_BIAS,      /* 0; not decayed */
+    PARAM_GAIN,      /* 1 (norm weights); not decayed */
+} ParamKind;
+
+typedef struct Param {
+    const char *name;
+    ParamKind kind;
+    Tensor t;
+    int64_t at, n;   /* place in the flat buffers, in values */
+    float lr_scale;  /* times the run's learning rate; 0: frozen */
+    float init_value; /* PARAM_BIAS: the constant it starts from */
+} Param;
+
+typedef struct ParamView { Tensor *t; int64_t at; } ParamView;
+
+typedef struct ParamSet {
+    Arena *arena;    /* host memory of names and structs */
+    Param **param;
+    int n;
+    int64_t cap, total; /* capacity of param; values in the flat buffers, gaps included */
+    ParamView *view;
+    int64_t nviews, view_cap;
+    Device *dev;
+    Arena memory;    /* device memory of the four buffers */
+    float *value, *grad, *m, *v; /* grad, m, v NULL for a frozen set */
+    int64_t step;    /* updates made: AdamW's bias correction */
+} ParamSet;
+
+void params_open(ParamSet *ps, Arena *host);
+void params_close(ParamSet *ps);
+/* Declares one parameter; the tensor's data appears with params_alloc. `name` is printf-formatted. */
+Param *param_new(ParamSet *ps, ParamKind kind, int ndim, const int64_t *shape, const char *name, ...)
+    __attribute__((format(printf, 5, 6)));
+#define PARAM(ps, kind, shape_, ...)                                                                         \
+    (&param_new((ps), (kind), (int)(sizeof((int64_t[])UNPAREN shape_) / sizeof(int64_t)),                    \
+                (int64_t[])UNPAREN shape_, __VA_ARGS__)->t)
+#define UNPAREN(...) {__VA_ARGS__}
+/* `count` parameters of equal shape side by side, as one tensor with count times the rows. names[i] goes after prefix. */
+Tensor *param_fused(ParamSet *ps, ParamKind kind, int count, int ndim, const int64_t *shape, const char *prefix,
+                    const char *const *names, const char *suffix);
+/* Rows first .. first+n of a fused tensor, as a tensor of its own with its own gradient place. */
+Tensor *param_rows(ParamSet *ps, const Tensor *fused, int64_t first, int64_t n);
+/* A parameter's values as a (rows, rest) matrix: a convolution's kernel (out, 3, p, p) is a linear layer on patches. */
+Tensor *param_matrix(ParamSet *ps, const Tensor *t, int64_t rows);
+
+/* Allocates the buffers (zeroed). trained: with gradients and moments. */
+void params_alloc(ParamSet *ps, Device *dev, bool trained);
+/* Draws initial values; a function of (seed, name) alone. std > 0: that for all weights and embeddings (Hugging
+ * Face's initializer_range); std 0: 1/sqrt(fan in) for weights and 0.5 for embeddings. A network 64 to 128 wide learns
+ * shapes ten times sooner with the latter: at 0.02 its attention starts out as a plain mean. */
+void params_init(ParamSet *ps, uint64_t seed, float std);
+/* Copies values from an open file. Lists ALL missing, extra and misshaped tensors (with the expected shape) in one error.
+ * ignored: a name suffix to skip, such as "position_ids", or NULL. */
+bool params_load(ParamSet *ps, const SafeTensors *st, const char *path, Error *e);
+/* Writes the named values as safetensors, atomically. */
+bool params_save(const ParamSet *ps, const char *path, Error *e);
+/* Moments and step, exactly. The loader wants the same parameter names and shapes. */
+bool params_save_moments(const ParamSet *ps, const char *path, Error *e);
+bool params_load_moments(ParamSet *ps, const char *path, Error *e);
+void params_zero_grad(ParamSet *ps);
+/* Multiplies initial values: for a module's init. */
+void param_scale(ParamSet *ps, Tensor *t, float factor);
+Param *param_find(const ParamSet *ps, const char *name);
+int64_t params_count(const ParamSet *ps); /* values, without gaps */

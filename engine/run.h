@@ -1,0 +1,20 @@
+/* run.h -- what every verb that computes sets up: configuration, device, arenas, context. */
+#pragma once
+#include "engine/config.h"
+#include "engine/optim.h"
+#include "engine/tape.h"
+
+typedef struct Run {
+    const Config *cfg;
+    Device *dev;
+    Arena step, host; /* reset at each update */
+    Tape tape;
+    Ctx ctx;
+} Run;
+
+void run_open(Run *r, const Config *cfg);
+void run_close(Run *r);
+/* A new update: empties the arenas; training puts the tape on. Dropout's numbers follow from (seed, update). */
+void run_begin(Run *r, int64_t update, bool training);
+/* The optimizer's settings of a training with peak rate lr over `steps` updates. */
+OptimConfig run_optim(const Config *cfg, double lr, int64_t steps);

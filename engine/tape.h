@@ -1,0 +1,39 @@
+/* tape.h -- define-by-run differentiation: a list of (backward, saved) that runs in reverse.
+ *
+ * Programs differ per example, so the graph does too: each op pushes one node when a gradient will
+ * flow through it. Gradient memory: the first writer of a tensor's gradient may write instead of add,
+ * or take over its reader's buffer (a residual add costs nothing); a buffer returns to a free list
+ * when the node that reads it has run. Next: op.c, where all nodes are made.
+ */
+#pragma once
+#include "engine/tensor.h"
+
+typedef void BackwardFn(Ctx *c, void *saved);
+
+typedef struct TapeNode {
+    BackwardFn *backward;
+    void *saved;
+    Tensor *out; /* whose gradient the node reads; NULL for losses, which begin one */
+    struct TapeNode *prev;
+} TapeNode;
+
+struct Tape {
+    TapeNode *last;
+    GradBuf *free;
+    int64_t nodes;
+};
+
+/* Whether an op on these inputs has to push a node. */
+static inline bool taped(const Ctx *c, const Tensor *x) { return c->tape && x && x->needs_grad; }
+void tape_push(Ctx *c, BackwardFn *backward, void *saved, Tensor *out);
+/* Runs the tape in reverse and empties it. Parameter gradients are added to. */
+void tape_backward(Ctx *c);
+
+/* Inside a backward function: the gradient of a node's output, or NULL when nothing reached it. */
+void *grad_of(Tensor *y);
+/* The buffer to ADD x's gradient to (zeroed when it was not there); NULL when x wants none. */
+void *grad_add(Ctx *c, Tensor *x);
+/* The same for a writer that can overwrite: *fresh says that the buffer holds nothing yet, and must be written. */
+void *grad_write(Ctx *c, Tensor *x, bool *fresh);
+/* x's gradient += y's: takes y's buffer over when x has none yet. */
+void grad_pass(Ctx *c, Tensor *x, Tensor *y);

@@ -1,0 +1,64 @@
+/* teacher.h -- the frozen end-to-end network, asked the sub-questions of a program.
+ *
+ * The teacher only answers questions about (parts of) images. A VQA step is put to it as it is: the same
+ * rectangle, the same question. A LOC step is verified: the student's candidate boxes are cropped and the
+ * teacher is asked `is there a <object>?` of each. Its answers are mapped into the student's label space
+ * (the adapter). Which labels are kept, and what is learnt from them, is distill.c's.
+ */
+#pragma once
+#include "modules/answer.h"
+
+enum { MAX_CANDIDATES = 32 };
+
+/* A box that the student proposes for a LOC question, and what the teacher thinks of it. */
+typedef struct Candidate {
+    Rect box;       /* pixels of the crop, as LOC gives it */
+    int patch;      /* the student's output row */
+    float score;    /* the student's */
+    float yes;      /* the teacher's probability that the object is there */
+} Candidate;
+
+/* What the teacher says of one distinct question. */
+typedef struct Label {
+    bool is_loc;
+    Value student, teacher;  /* as values of the program */
+    float confidence;        /* VQA: the largest probability; LOC: the least sure candidate's max(p, 1-p) */
+    float *p;                /* VQA: (V) over the STUDENT's answers; what the adapter could not map has gone */
+    int ncandidates;
+    Candidate *candidate;    /* LOC: best `yes` first */
+} Label;
+
+typedef struct Teacher {
+    Module *vqa;
+    int *to_student;      /* teacher label -> student label, -1: the student has no such answer */
+    int yes, no;          /* the teacher's own labels */
+    int max_batch;
+    int max_candidates;
+    float floor;          /* student score below which a box is no candidate */
+    float grow;           /* candidates are enlarged by this before they are shown */
+    int64_t asked;        /* questions put to it so far */
+} Teacher;
+
+/* Opens the folder frozen and maps its answers to those of `student_vqa`. Fails when it is no VQA model, or LOC steps are to
+ * be verified (`verify`) and it cannot say yes and no. */
+bool teacher_open(Teacher *t, const char *folder, const Module *student_vqa, bool verify, Device *dev, Error *e);
+void teacher_close(Teacher *t);
+
+/* Asks the teacher n questions (tape off, in batches, giving the step arena back): writes its probabilities (n, V_teacher)
+ * to p, host memory. */
+void teacher_ask(Teacher *t, Ctx *c, const Ask *ask, int64_t n, float *p);
+
+/* An answerer that puts each question to the student (tape as the context has it) and to the teacher. The value that
+ * steers the program on is the teacher's or the student's; the label holds both. */
+typedef struct GuidedAnswerer {
+    Answerer base;
+    ModuleAnswerer *student;
+    Teacher *teacher;
+    bool steer_teacher;
+} GuidedAnswerer;
+void guided_answerer(GuidedAnswerer *g, ModuleAnswerer *student, Teacher *teacher, bool steer_teacher);
+
+/* "Is there a red ball?", "Is there an arrow?" into out. */
+void verify_question(char *out, size_t size, const char *object);
+/* The verified boxes of a LOC label as the program sees them: the first n candidates (n < 0: those with yes > 0.5). */
+Value verified_boxes(const Label *l, int n, Rect of, Arena *a);

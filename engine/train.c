@@ -1,0 +1,334 @@
+/* train.c -- supervised training of one module. See train.h.
+ *
+ * The same loop makes the students before distillation, the teacher, and a student from an exported trace.
+ * All randomness is a function of (seed, update): which images (loader), which of an image's calls
+ * (choose), dropout (Ctx). Next: step.c, the training step on whole programs.
+ */
+#include "engine/train.h"
+
+#include <math.h>
+
+#include "engine/ckpt.h"
+#include "modules/answer.h"
+
+/* ---- the set -------------------------------------------------------------------------------------- */
+
+static int32_t label_of(const Module *m, const char *answer) {
+    for (int i = 0; i < m->nlabels; i++)
+        if (!strcmp(m->label[i], answer)) return i;
+    return -1;
+}
+
+static void add_item(TrainSet *t, int64_t *cap, const Module *m, TrainItem item, const char *answer) {
+    if (!item.step || !item.step->is_loc) {
+        item.label = answer ? label_of(m, answer) : -1;
+        if (item.label < 0) {
+            t->unknown++;
+            return;
+        }
+    }
+    GROW(t->item, *cap, t->n + 1);
+    t->item[t->n++] = item;
+}
+
+static int by_image(const void *a, const void *b) {
+    const TrainItem *x = a, *y = b;
+    return x->image != y->image ? x->image - y->image : (x > y) - (x < y);
+}
+
+bool trainset_open(TrainSet *t, const DatasetConfig *c, const Module *m, Error *e) {
+    *t = (TrainSet){0};
+    if (!dataset_open(&t->data, c, e)) return false;
+    bool loc = !strcmp(m->type->step, "LOC");
+    int64_t cap = 0;
+    for (int64_t i = 0; i < t->data.nsteps; i++) {
+        const StepSample *s = &t->data.step[i];
+        if (s->is_loc == loc) add_item(t, &cap, m, (TrainItem){s->image, s->rect, s->query, -1, s}, s->answer);
+    }
+    for (int64_t i = 0; !loc && i < t->data.nsamples; i++) {
+        const Sample *s = &t->data.sample[i];
+        if (s->nimages == 1) add_item(t, &cap, m, (TrainItem){.image = s->image[0], .query = s->question, .label = -1}, s->answer);
+    }
+    if (t->unknown) warn("%s: %" PRId64 " answers are not among the model's and were left out", c->dir, t->unknown);
+    if (!t->n) {
+        trainset_close(t);
+        return fail_as(e, FAIL_DATA, "%s: nothing there trains a %s module", c->dir, m->type->step);
+    }
+    qsort(t->item, (size_t)t->n, sizeof *t->item, by_image); /* the comparison keeps the file's order within an image */
+    t->by_image = (Dataset){.type = t->data.type, .images = t->data.images};
+    t->by_image.sample = xcalloc((size_t)t->n, sizeof *t->by_image.sample);
+    t->first = xcalloc((size_t)t->n + 1, sizeof *t->first);
+    for (int64_t i = 0; i < t->n; i++)
+        if (!i || t->item[i].image != t->item[i - 1].image) {
+            t->first[t->by_image.nsamples] = i;
+            t->by_image.sample[t->by_image.nsamples++] = (Sample){.image = {t->item[i].image, -1}, .nimages = 1};
+        }
+    t->first[t->by_image.nsamples] = t->n;
+    return true;
+}
+
+void trainset_close(TrainSet *t) {
+    free(t->by_image.sample);
+    free(t->item);
+    free(t->first);
+    dataset_close(&t->data);
+    *t = (TrainSet){0};
+}
+
+/* ---- one forward ---------------------------------------------------------------------------------- */
+
+/* Chooses up to k different calls of an image (a partial shuffle keyed by seed). */
+static int choose(const TrainSet *t, int64_t image_item, int k, uint64_t seed, const TrainItem **out, Arena *host) {
+    int64_t first = t->first[image_item], n = t->first[image_item + 1] - first;
+    int64_t *order = arena_alloc(host, (size_t)n * sizeof *order);
+    for (int64_t i = 0; i < n; i++) order[i] = i;
+    k = (int)MIN(k, n);
+    for (int i = 0; i < k; i++) {
+        uint64_t key[2] = {(uint64_t)image_item, (uint64_t)i};
+        int64_t j = i + (int64_t)(hash_bytes(key, sizeof key, seed) % (uint64_t)(n - i));
+        int64_t was = order[i];
+        order[i] = order[j];
+        order[j] = was;
+        out[i] = &t->item[first + order[i]];
+    }
+    return k;
+}
+
+/* A step's boxes as (cx, cy, w, h) of its rectangle. */
+static LocTarget loc_target(const StepSample *s, Rect r, float weight, Arena *host) {
+    float (*box)[4] = arena_alloc(host, (size_t)s->nboxes * sizeof *box);
+    float w = (float)rect_w(r), h = (float)rect_h(r);
+    int n = 0;
+    for (int k = 0; k < s->nboxes; k++) {
+        Rect b = s->boxes[k];
+        b = (Rect){MAX(b.x0, r.x0), MAX(b.y0, r.y0), MIN(b.x1, r.x1), MIN(b.y1, r.y1)};
+        if (rect_w(b) <= 0 || rect_h(b) <= 0) continue; /* outside the rectangle: not this step's business */
+        float *o = box[n++];
+        o[0] = ((float)(b.x0 + b.x1) / 2 - (float)r.x0) / w;
+        o[1] = ((float)(b.y0 + b.y1) / 2 - (float)r.y0) / h;
+        o[2] = (float)rect_w(b) / w;
+        o[3] = (float)rect_h(b) / h;
+    }
+    return (LocTarget){.nboxes = n, .box = (const float (*)[4])box, .negative_weight = 1, .weight = weight * s->weight};
+}
+
+static LocLossConfig loc_config(const Config *cfg) {
+    LocLossConfig l = loc_loss_default;
+    l.w_l1 = (float)cfg->train.loc_l1;
+    l.w_giou = (float)cfg->train.loc_giou;
+    l.repeat = cfg->train.loc_repeat;
+    return l;
+}
+
+double train_forward(Run *r, Module *m, const TrainSet *t, const Batch *b, int per_image, uint64_t seed, int total, int *right, int *n) {
+    Ctx *c = &r->ctx;
+    const Config *cfg = r->cfg;
+    const TrainItem **item = arena_alloc(&r->host, (size_t)(b->n * per_image + 1) * sizeof *item);
+    Ask *ask = arena_zalloc(&r->host, (size_t)(b->n * per_image + 1) * sizeof *ask);
+    int k = 0;
+    for (int i = 0; i < b->n; i++) {
+        int at = b->image_of[i][0], count = choose(t, b->item[i], per_image, seed, item + k, &r->host);
+        for (int j = k; j < k + count; j++) {
+            ImageView image = b->image[at];
+            bool all = item[j]->rect.x0 >= item[j]->rect.x1;
+            Rect rect = all ? (Rect){0, 0, image.w, image.h} : item[j]->rect;
+            rect = (Rect){MAX(rect.x0, 0), MAX(rect.y0, 0), MIN(rect.x1, image.w), MIN(rect.y1, image.h)};
+            if (rect_w(rect) <= 0 || rect_h(rect) <= 0) rect = (Rect){0, 0, image.w, image.h};
+            ask[j] = (Ask){image, b->image_id[at], rect, item[j]->query};
+        }
+        k += count;
+    }
+    *n = k;
+    *right = 0;
+    if (!k) return 0;
+    module_begin(m);
+    Outputs out;
+    module_forward(m, c, ask, k, &out);
+    float *weight = arena_alloc(&r->host, (size_t)k * sizeof *weight);
+    for (int i = 0; i < k; i++) weight[i] = 1 / (float)total;
+
+    if (!strcmp(m->type->step, "LOC")) {
+        LocTarget *target = arena_alloc(&r->host, (size_t)k * sizeof *target);
+        for (int i = 0; i < k; i++) target[i] = loc_target(item[i]->step, ask[i].rect, weight[i], &r->host);
+        LocLossConfig lc = loc_config(cfg);
+        return loc_loss(c, &out, target, &lc, NULL);
+    }
+    int64_t V = m->nlabels;
+    const float *logits = to_host(c, out.logits);
+    int32_t *label = arena_alloc(&r->host, (size_t)k * sizeof *label);
+    for (int i = 0; i < k; i++) {
+        label[i] = item[i]->label;
+        *right += argmax(logits + i * V, V) == label[i];
+        if (item[i]->step) weight[i] *= item[i]->step->weight;
+    }
+    if (!module_multi_label(m)) return loss_value(c, op_ce_loss(c, out.logits, label, weight, (float)cfg->train.label_smoothing));
+    float *target = arena_zalloc(&r->host, (size_t)(k * V) * sizeof *target);
+    for (int i = 0; i < k; i++) target[i * V + label[i]] = 1;
+    return loss_value(c, op_bce_loss(c, out.logits, target, weight, 1));
+}
+
+/* ---- evaluation ----------------------------------------------------------------------------------- */
+
+bool train_eval(Run *r, Module *m, TrainSet *t, int64_t limit, double *score, Error *e) {
+    int images = 32, right = 0, n = 0;
+    LoaderConfig lc = {.seed = 1, .batch = images, .passes = 1, .workers = 0, .max_bad_percent = 100};
+    Loader *l = loader_open(&t->by_image, &lc, e);
+    if (!l) return false;
+    bool loc = !strcmp(m->type->step, "LOC");
+    ScoredBox *pred = NULL, *truth = NULL;
+    int64_t npred = 0, ntruth = 0, pred_cap = 0, truth_cap = 0, item = 0;
+    const Batch *b;
+    for (int64_t seen = 0; (b = loader_next(l, e)) && (!limit || seen < limit); seen += b->n) {
+        if (!loc) {
+            int k, ok;
+            run_begin(r, 0, false);
+            train_forward(r, m, t, b, 8, 1, 1, &ok, &k);
+            right += ok;
+            n += k;
+            continue;
+        }
+        run_begin(r, 0, false);
+        module_begin(m);
+        for (int i = 0; i < b->n; i++) {
+            const TrainItem *it[4];
+            Ask ask[4];
+            Outputs out;
+            int k = choose(t, b->item[i], 4, 1, it, &r->host), at = b->image_of[i][0];
+            for (int j = 0; j < k; j++) {
+                Rect rect = it[j]->rect.x0 >= it[j]->rect.x1 ? (Rect){0, 0, b->image[at].w, b->image[at].h} : it[j]->rect;
+                ask[j] = (Ask){b->image[at], b->image_id[at], rect, it[j]->query};
+            }
+            module_forward(m, &r->ctx, ask, k, &out);
+            const float *logits = to_host(&r->ctx, out.logits), *boxes = to_host(&r->ctx, out.boxes);
+            int64_t P = out.logits->shape[1];
+            for (int j = 0; j < k; j++, item++) {
+                LocTarget tg = loc_target(it[j]->step, ask[j].rect, 1, &r->host);
+                GROW(truth, truth_cap, ntruth + tg.nboxes);
+                for (int q = 0; q < tg.nboxes; q++) {
+                    truth[ntruth].item = item;
+                    memcpy(truth[ntruth++].box, tg.box[q], sizeof tg.box[q]);
+                }
+                GROW(pred, pred_cap, npred + P);
+                int64_t own = npred;
+                for (int64_t p = 0; p < P; p++) { /* greedy NMS at 0.5, as LOC does */
+                    float s = logits[j * P + p];
+                    bool keep = sigmoid(s) > 0.05f;
+                    for (int64_t q = 0; keep && q < P; q++) {
+                        float sq = logits[j * P + q];
+                        if ((sq > s || (sq == s && q < p)) && box_iou(boxes + (j * P + p) * 4, boxes + (j * P + q) * 4) >= 0.5f) keep = false;
+                    }
+                    if (!keep) continue;
+                    pred[npred] = (ScoredBox){.item = item, .score = sigmoid(s)};
+                    memcpy(pred[npred++].box, boxes + (j * P + p) * 4, sizeof pred->box);
+                }
+                (void)own;
+            }
+        }
+    }
+    loader_close(l);
+    *score = loc ? 100 * average_precision(pred, npred, truth, ntruth, 0.5f) : n ? 100.0 * right / n : 0;
+    free(pred);
+    free(truth);
+    return e->text[0] == 0;
+}
+
+/* ---- the loop ------------------------------------------------------------------------------------- */
+
+static bool train_loop(Run *r, Module *m, TrainSet *t, TrainSet *val, const CkptPart *part, const char *config_text, int64_t start, Error *e) {
+    const Config *cfg = r->cfg;
+    OptimConfig oc = run_optim(cfg, cfg->train.lr, cfg->train.steps);
+    int per = cfg->train.per_image, acc = cfg->train.accumulate;
+    LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed, .batch = MAX(1, cfg->train.batch / per), .workers = cfg->data.workers, .shuffle = true,
+                       .first_batch = start * acc, .max_bad_percent = (float)cfg->data.max_bad_percent,
+                       .cache_bytes = (size_t)cfg->data.cache_mb << 20, .batch_bytes = (size_t)256 << 20};
+    Loader *l = loader_open(&t->by_image, &lc, e);
+    if (!l) return false;
+    double since = now_s(), loss_sum = 0, norm = 0;
+    int64_t seen = 0, right = 0, count = 0, logged = start;
+    bool ok = true;
+    for (int64_t step = start; ok && step < cfg->train.steps; step++) {
+        run_begin(r, step, true);
+        double loss = 0;
+        for (int a = 0; ok && a < acc; a++) {
+            const Batch *b = loader_next(l, e);
+            if (!b) {
+                ok = false;
+                break;
+            }
+            int k, good;
+            size_t mark_step = arena_mark(&r->step), mark_host = arena_mark(&r->host);
+            loss += train_forward(r, m, t, b, per, r->ctx.seed + (uint64_t)a, lc.batch * per * acc, &good, &k);
+            if (!isfinite(loss)) ok = fail_as(e, FAIL_NUMERIC, "step %" PRId64 ": the loss is %g", step, loss);
+            else tape_backward(&r->ctx);
+            arena_reset(&r->step, mark_step);
+            arena_reset(&r->host, mark_host);
+            r->ctx.tape = &r->tape;
+            right += good;
+            count += k;
+            seen += k;
+        }
+        if (!ok || !optim_step(&m->params, &oc, step, &norm, e)) {
+            ok = false;
+            break;
+        }
+        loss_sum += loss;
+        int64_t done = step + 1;
+        if (done % cfg->run.log_every == 0 || done == cfg->train.steps) {
+            double s = now_s() - since;
+            info("step %" PRId64 "/%d  loss %.4f  %s%.1f%%  |g| %.2f  lr %.2e  %.0f/s  wait %.0f%%", done, cfg->train.steps,
+                 loss_sum / (double)(done - logged), m->nlabels ? "right " : "", count && m->nlabels ? 100.0 * (double)right / (double)count : 0.0,
+                 norm, (double)(oc.lr * schedule_factor(&oc, step)), (double)seen / s, 100 * loader_stats(l)->wait_s / s);
+            since = now_s() - 0;
+            loss_sum = 0;
+            right = count = seen = 0;
+            logged = done;
+        }
+        if (cfg->train.eval_every && val && done % cfg->train.eval_every == 0) {
+            double score;
+            if ((ok = train_eval(r, m, val, 512, &score, e))) info("step %" PRId64 "  %s %s %.2f", done, val->data.images.dir, m->nlabels ? "accuracy" : "AP50", score);
+            since = now_s();
+        }
+        bool last = done == cfg->train.steps;
+        if (ok && ((cfg->train.save_every && done % cfg->train.save_every == 0) || last)) ok = ckpt_save(cfg->run.out, done, part, 1, config_text, 2, e);
+    }
+    loader_close(l);
+    return ok;
+}
+
+bool train_run(const Config *cfg, Error *e) {
+    const char *what = cfg->train.module, *folder = !strcmp(what, "loc") ? cfg->model.loc : !strcmp(what, "teacher") ? cfg->model.teacher : cfg->model.vqa;
+    if (!*folder) return fail_as(e, FAIL_CONFIG, "train: model.%s is empty; name the model folder to train", what);
+    Run r;
+    run_open(&r, cfg);
+    bool ok = false;
+    TrainSet t = {0}, val = {0};
+    char path[600], config_text[65536];
+    FILE *f = fmemopen(config_text, sizeof config_text, "w");
+    config_print(f, cfg);
+    fclose(f);
+    DatasetConfig dc = {.type = cfg->data.kind, .dir = cfg->data.dir, .split = cfg->data.split, .limit = cfg->data.limit, .max_bad = 100};
+    DatasetConfig vc = dc;
+    vc.split = cfg->data.val_split;
+    vc.limit = 0;
+    Module *m = module_open(folder, r.dev, MODULE_TRAINED, !cfg->train.from_scratch, (uint64_t)cfg->run.seed, e);
+    if (!m || !make_dirs(cfg->run.out, e) || !trainset_open(&t, &dc, m, e)) goto done;
+    bool has_val = cfg->train.eval_every && *cfg->data.val_split;
+    if (has_val && !trainset_open(&val, &vc, m, e)) goto done;
+    CkptPart part = {what, m};
+    int64_t start = 0;
+    if (cfg->train.resume && ckpt_latest(cfg->run.out, path, sizeof path, &start)) {
+        if (!ckpt_load(path, &part, 1, e)) goto done;
+        info("resuming from %s", path);
+    } else {
+        start = 0;
+    }
+    info("%s: %" PRId64 " parameters; %" PRId64 " calls on %" PRId64 " images", folder, params_count(&m->params), t.n, t.by_image.nsamples);
+    if (!train_loop(&r, m, &t, has_val ? &val : NULL, &part, config_text, start, e)) goto done;
+    ok = path_join(path, sizeof path, cfg->run.out, "model", e) && module_save(m, path, e);
+done:
+    if (t.first) trainset_close(&t);
+    if (val.first) trainset_close(&val);
+    if (m) module_close(m);
+    run_close(&r);
+    return ok;
+}

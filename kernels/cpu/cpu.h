@@ -1,0 +1,198 @@
+/* cpu.h -- what the CPU kernels share: scratch memory, the rule for threads, vector math.
+ *
+ * Loops are plain C that gcc vectorises (`omp simd`), functions of one value are written without branches
+ * for that reason. Contraction of a * b + c is off under -std=c17: where we want fma we say fmaf, so the
+ * body of a vectorised loop and its tail, and any split over threads, give the same bits.
+ */
+#pragma once
+/* We read no floating-point exception flags. With this gcc turns `x < 0 ? a : b` into a select, where it would
+ * otherwise branch round the arithmetic and leave the loop scalar. No value changes, NaN and infinity included. */
+#pragma GCC optimize("no-trapping-math")
+#include "engine/base.h"
+#include "kernels/ops.h"
+
+#include <math.h>
+#include <omp.h>
+
+#define WANT_F32(t, op) CHECK((t) == F32, op ": the CPU device computes in f32, type %d was asked for", (int)(t))
+
+/* ---- threads -------------------------------------------------------------------------------------- */
+
+/* Waking the team costs some microseconds: below this many values (or their equal in work) one thread does it. */
+enum { PAR_MIN = 1 << 15 };
+/* Sums are made over pieces of this many values or rows, then over the pieces in order: no thread count shows. */
+enum { SUM_BLOCK = 4096, ROW_BLOCK = 64, COL_BLOCK = 64 };
+
+#define OMP_(x) _Pragma(#x)
+/* In front of `for (int64_t i = ...; ...)`: iterations may go to threads when `work` values pay for it. */
+#define PAR_FOR(work) OMP_(omp parallel for schedule(static) if ((work) >= PAR_MIN))
+#define PAR_FOR_SIMD(work) OMP_(omp parallel for simd schedule(static) if ((work) >= PAR_MIN))
+#define SIMD OMP_(omp simd)
+#define SIMD_SUM(s) OMP_(omp simd reduction(+ : s))
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* ---- scratch -------------------------------------------------------------------------------------- */
+
+/* Memory of the calling thread, one block per slot, that grows and stays: no op allocates once warm. Contents are
+ * undefined; a second call for the same slot takes the first one's place. 64-byte aligned. */
+typedef enum ScratchSlot { SCRATCH_OP, SCRATCH_THREAD, SCRATCH_SLOTS } ScratchSlot;
+void *cpu_scratch(ScratchSlot slot, size_t bytes);
+
+/* ---- vector math ---------------------------------------------------------------------------------- */
+
+static inline uint32_t f32_bits(float x) { union { float f; uint32_t u; } v = {.f = x}; return v.u; }
+static inline float bits_f32(uint32_t u) { union { uint32_t u; float f; } v = {.u = u}; return v.f; }
+
+/* e^x to 2 ulp: x = n ln 2 + r as in Cephes' expf, |r| <= ln 2 / 2, then 1 + r + r^2 P(r), P fitted by us (relative
+ * error 3e-9). 2^n in two factors reaches the subnormals and infinity. NaN stays NaN. */
+static inline float exp_f(float x) {
+    x = x > 89.0f ? 89.0f : x;
+    x = x < -104.0f ? -104.0f : x;
+    const float round = 12582912.0f; /* 1.5 2^23: the sum's low bits are the nearest integer */
+    float t = fmaf(x, 1.44269504f, round), n = t - round;
+    float r = fmaf(n, -0.693145752f, x); /* ln 2 in two parts, the first with 15 zero bits at its end */
+    r = fmaf(n, -1.42860677e-6f, r);
+    float p = 0.00138145964f;
+    p = fmaf(p, r, 0.00836871709f);
+    p = fmaf(p, r, 0.0416683881f);
+    p = fmaf(p, r, 0.166665206f);
+    p = fmaf(p, r, 0.499999934f);
+    p = fmaf(r * r, p, r) + 1.0f;
+    uint32_t k = f32_bits(t) - 0x4B400000u, half = (uint32_t)((int32_t)k >> 1);
+    return p * bits_f32((half + 127) << 23) * bits_f32((k - half + 127) << 23);
+}
+
+/* The same for x <= 0, as softmax and attention need it: 0 under e^-87.6 (the clamp's 2^-127 has the bits of zero), one
+ * part of ln 2 (2e-9 n, so 2e-7 by the time e^x is 1e-38). A rounding error above 0 does no harm. */
+static inline float exp_neg_f(float x) {
+    const float round = 12582912.0f;
+    float c = x < -88.0f ? -88.0f : x;
+    float t = fmaf(c, 1.44269504f, round), r = fmaf(t - round, -0.693147181f, c);
+    float p = 0.00138145964f;
+    p = fmaf(p, r, 0.00836871709f);
+    p = fmaf(p, r, 0.0416683881f);
+    p = fmaf(p, r, 0.166665206f);
+    p = fmaf(p, r, 0.499999934f);
+    p = fmaf(r * r, p, r) + 1.0f;
+    return p * bits_f32((f32_bits(t) << 23) + (127u << 23)); /* the low bits of t are n */
+}
+
+/* log x for x positive and normal, to 2 ulp: x = 2^k m, m in [sqrt 1/2, sqrt 2], then 2 atanh((m - 1) / (m + 1)), series
+ * refitted (error 5e-12). NaN and infinity stay. */
+static inline float log_f(float x) {
+    uint32_t k = (f32_bits(x) - 0x3F3504F3u) & 0xFF800000u; /* sqrt 1/2 */
+    float m = bits_f32(f32_bits(x) - k), n = (float)((int32_t)k >> 23);
+    float w = (m - 1.0f) / (m + 1.0f), z = w * w, p = 0.117910769f;
+    p = fmaf(p, z, 0.142686542f);
+    p = fmaf(p, z, 0.200001676f);
+    p = fmaf(p, z, 0.333333328f);
+    float y = 2.0f * fmaf(w * z, p, w);
+    return fmaf(n, 0.693145752f, fmaf(n, 1.42860677e-6f, y)) + (x - x == 0.0f ? 0.0f : x);
+}
+
+/* log(1 + u), 0 <= u <= 1, to 2 ulp: 2 atanh(w), w = u / (2 + u) <= 1/3, series in w^2 refitted (error 1e-10). */
+static inline float log1p_f(float u) {
+    float w = u / (2.0f + u), z = w * w, p = 0.12150469f;
+    p = fmaf(p, z, 0.107138284f);
+    p = fmaf(p, z, 0.143084424f);
+    p = fmaf(p, z, 0.199994389f);
+    p = fmaf(p, z, 0.333333378f);
+    return 2.0f * fmaf(w * z, p, w);
+}
+
+/* 1 / (1 + e^-x), relative error 3 ulp at either end: the exponential is never above 1. */
+static inline float sigmoid_f(float x) {
+    float e = exp_f(-fabsf(x));
+    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+/* tanh x to 3 ulp: below 0.625 odd polynomial (Cephes' split, our fit), above 1 - 2 / (e^2|x| + 1). */
+static inline float tanh_f(float x) {
+    float a = fabsf(x), z = x * x, p = -0.00571703656f;
+    p = fmaf(p, z, 0.020650579f);
+    p = fmaf(p, z, -0.0537434953f);
+    p = fmaf(p, z, 0.133314912f);
+    p = fmaf(p, z, -0.333332839f);
+    float small = fmaf(a * z, p, a);
+    float large = 1.0f - 2.0f / (exp_f(2.0f * a) + 1.0f);
+    return copysignf(a < 0.625f ? small : large, x);
+}
+
+/* ---- vectors by hand: only where gcc's own are not enough (attention.c's inner products) ------------- */
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+enum { VL = 16 };
+typedef float VF __attribute__((vector_size(64), aligned(4), may_alias));
+static inline VF v_fma(VF a, VF b, VF c) { return (VF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+#elif defined(__FMA__)
+#include <immintrin.h>
+enum { VL = 8 };
+typedef float VF __attribute__((vector_size(32), aligned(4), may_alias));
+static inline VF v_fma(VF a, VF b, VF c) { return (VF)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+#else
+enum { VL = 4 };
+typedef float VF __attribute__((vector_size(16), aligned(4), may_alias));
+static inline VF v_fma(VF a, VF b, VF c) { return a * b + c; }
+#endif
+
+/* ---- rows ----------------------------------------------------------------------------------------- */
+
+static inline float row_sum(const float *x, int64_t n) {
+    float s = 0;
+    SIMD_SUM(s)
+    for (int64_t i = 0; i < n; i++) s += x[i];
+    return s;
+}
+
+static inline float row_dot(const float *a, const float *b, int64_t n) {
+    float s = 0;
+    SIMD_SUM(s)
+    for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
+    return s;
+}
+
+/* The largest value; a NaN is passed over (it shows in the sum of exponentials). -infinity when n is 0. */
+static inline float row_max(const float *x, int64_t n) {
+    float m[32], best = -INFINITY; /* by lanes: without -ffast-math gcc leaves a max reduction scalar */
+    for (int k = 0; k < 32; k++) m[k] = -INFINITY;
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32)
+        SIMD
+        for (int k = 0; k < 32; k++) m[k] = x[i + k] > m[k] ? x[i + k] : m[k];
+    for (; i + 8 <= n; i += 8)
+        SIMD
+        for (int k = 0; k < 8; k++) m[k] = x[i + k] > m[k] ? x[i + k] : m[k];
+    for (; i < n; i++) best = x[i] > best ? x[i] : best;
+    for (int w = 16; w >= 1; w /= 2)
+        for (int k = 0; k < w; k++) m[k] = m[k + w] > m[k] ? m[k + w] : m[k];
+    return m[0] > best ? m[0] : best;
+}
+
+/* y += a x */
+static inline void row_axpy(float *y, float a, const float *x, int64_t n) {
+    SIMD
+    for (int64_t i = 0; i < n; i++) y[i] = fmaf(a, x[i], y[i]);
+}
+
+static inline void row_add(float *y, const float *x, int64_t n) {
+    SIMD
+    for (int64_t i = 0; i < n; i++) y[i] += x[i];
+}
+
+/* out[j] += sum over rows of f(i, j), in blocks of ROW_BLOCK rows summed apart and added in order (no thread count
+ * shows, and errors grow with the block, not with the rows). Defined by a macro: BODY adds row i into `acc`. */
+#define SUM_ROWS(out, rows, C, work, BODY)                                                                   \
+    do {                                                                                                     \
+        const int64_t nb_ = ceil_div((rows), ROW_BLOCK);                                                     \
+        float *part_ = cpu_scratch(SCRATCH_OP, (size_t)(nb_ * (C)) * sizeof(float));                         \
+        PAR_FOR(work)                                                                                        \
+        for (int64_t b_ = 0; b_ < nb_; b_++) {                                                               \
+            float *acc = part_ + b_ * (C);                                                                   \
+            memset(acc, 0, (size_t)(C) * sizeof(float));                                                     \
+            const int64_t end_ = MIN((b_ + 1) * ROW_BLOCK, (rows));                                          \
+            for (int64_t i = b_ * ROW_BLOCK; i < end_; i++) BODY                                             \
+        }                                                                                                    \
+        for (int64_t b_ = 0; b_ < nb_; b_++) row_add((out), part_ + b_ * (C), (C));                          \
+    } while (0)

@@ -1,0 +1,76 @@
+/* device.c -- the CPU as a device: plain memory, copies that have happened when they return, the table of its ops.
+ *
+ * The ops themselves are in gemm.c, elementwise.c, norm.c, softmax.c, attention.c, embed.c, image.c, loss.c, optim.c.
+ */
+#include "kernels/cpu/cpu.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <sys/mman.h>
+
+const Ops ops_cpu = {
+#define X(name) .name = cpu_##name,
+    OPS(X)
+#undef X
+};
+
+/* ---- scratch -------------------------------------------------------------------------------------- */
+
+static _Thread_local struct { void *p; size_t size; } slots[SCRATCH_SLOTS];
+
+void *cpu_scratch(ScratchSlot slot, size_t bytes) {
+    if (slots[slot].size < bytes) {
+        size_t want = MAX(bytes, 2 * slots[slot].size);
+        want = (want + 4095) & ~(size_t)4095;
+        free(slots[slot].p);
+        slots[slot].p = aligned_alloc(64, want);
+        if (!slots[slot].p) die(FAIL_MEMORY, "out of memory: %zu bytes of scratch for one operation on the CPU", want);
+        slots[slot].size = want;
+    }
+    return slots[slot].p;
+}
+
+/* ---- the device ----------------------------------------------------------------------------------- */
+
+static void *alloc(Device *d, size_t bytes) {
+    (void)d;
+    if (!bytes) bytes = 1;
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        die(FAIL_MEMORY, "cannot reserve %zu bytes (%.1f GiB) of memory: %s (lower the batch size, or ulimit -v?)",
+            bytes, (double)bytes / (1 << 30), strerror(errno));
+    return p;
+}
+
+static void release(Device *d, void *p, size_t bytes) {
+    (void)d;
+    if (p) munmap(p, bytes ? bytes : 1);
+}
+
+static void copy(Device *d, void *dst, const void *src, size_t bytes) {
+    (void)d;
+    if (bytes) memcpy(dst, src, bytes);
+}
+
+static void zero(Device *d, void *p, size_t bytes) {
+    (void)d;
+    if (bytes) memset(p, 0, bytes);
+}
+
+static void sync(Device *d) { (void)d; }
+
+/* The cores this process may use: what taskset, a container or the batch system left it. */
+static int cores(void) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set)) return 1;
+    return MAX(CPU_COUNT(&set), 1);
+}
+
+Device *device_cpu(int nthreads) {
+    static Device dev = {.name = "cpu", .ops = &ops_cpu, .alloc = alloc, .release = release, .upload = copy,
+                         .download = copy, .zero = zero, .sync = sync};
+    CHECK(nthreads >= 0, "device_cpu: %d threads", nthreads);
+    dev.nthreads = nthreads ? nthreads : cores();
+    omp_set_num_threads(dev.nthreads);
+    return &dev;
+}

@@ -1,0 +1,291 @@
+/* elementwise.c -- activations, sums and products, dropout, casts on the CPU. Contracts: ops.h.
+ *
+ * All are bound by memory once the math is vectorised (cpu.h). The activations read and write one value
+ * per index, so y may be x and any split over threads gives the same bits.
+ */
+#include "kernels/cpu/cpu.h"
+#include "kernels/philox.h"
+
+/* ---- activations ---------------------------------------------------------------------------------- */
+
+/* Phi(x) and the slope Phi(x) + x phi(x) are 1/2 + x P(x^2) / Q(x^2), P and Q fitted by us (Lawson's weights; error
+ * 7e-9 on |x| <= 5.5 and 3e-9 on |x| <= 5.8): within 2e-7 when evaluated in f32, as close as x (1 + erf) / 2 in f32 comes,
+ * at half the price of an exponential and a tail. Further out they are 0 or 1 to 1e-7. */
+static inline float gelu_f(float x) {
+    float c = x > 5.5f ? 5.5f : x < -5.5f ? -5.5f : x, z = c * c;
+    float p = 2.27493788e-08f, q = 1.19750437e-06f;
+    p = fmaf(p, z, 6.35211857e-06f);
+    q = fmaf(q, z, 7.36475813e-05f);
+    p = fmaf(p, z, 0.000168825939f);
+    q = fmaf(q, z, 0.00188444634f);
+    p = fmaf(p, z, 0.00467726224f);
+    q = fmaf(q, z, 0.0286458871f);
+    p = fmaf(p, z, 0.0338526741f);
+    q = fmaf(q, z, 0.251521988f);
+    p = fmaf(p, z, 0.398942235f);
+    q = fmaf(q, z, 1.0f);
+    float y = x * (0.5f + c * p / q);
+    return x < -5.5f ? 0.0f : y; /* -1e30 times a rounding error is not small */
+}
+
+static inline float gelu_slope(float x) {
+    float c = x > 5.8f ? 5.8f : x < -5.8f ? -5.8f : x, z = c * c;
+    float p = -2.80801705e-11f, q = 3.02334166e-07f;
+    p = fmaf(p, z, 1.15329786e-08f);
+    p = fmaf(p, z, 8.91674709e-07f);
+    q = fmaf(q, z, 9.68195336e-06f);
+    p = fmaf(p, z, 3.20591122e-05f);
+    q = fmaf(q, z, 0.000236923717f);
+    p = fmaf(p, z, 0.000197397544f);
+    q = fmaf(q, z, 0.00390194181f);
+    p = fmaf(p, z, 0.0137636629f);
+    q = fmaf(q, z, 0.043795238f);
+    p = fmaf(p, z, -0.0228997194f);
+    q = fmaf(q, z, 0.304632493f);
+    p = fmaf(p, z, 0.797884537f);
+    q = fmaf(q, z, 1.0f);
+    return 0.5f + c * p / q;
+}
+
+static inline float quick_gelu_f(float x) {
+    float c = x < -88.0f ? -88.0f : x; /* past -61 the product is 0 in f32; keeps -infinity finite */
+    return c * sigmoid_f(1.702f * x);
+}
+
+static inline float quick_gelu_slope(float x) {
+    float s = sigmoid_f(1.702f * x), c = x > 88.0f ? 88.0f : x < -88.0f ? -88.0f : x;
+    return s * fmaf(1.702f * c, 1.0f - s, 1.0f);
+}
+
+static inline float elu1_f(float x) {
+    float e = exp_f(x < 0.0f ? x : 0.0f);
+    return x < 0.0f ? e : x + 1.0f;
+}
+
+static inline float elu1_slope(float x) { return exp_f(x > 0.0f ? 0.0f : x); /* 1 above; NaN stays */ }
+
+static inline float tanh_slope(float y) { return fmaf(-y, y, 1.0f); }
+static inline float sigmoid_slope(float y) { return y * (1.0f - y); }
+
+#define ACTIVATION(name, value, slope)                                                                       \
+    void cpu_##name##_fwd(Stream *s, DType t, void *y_, const void *x_, int64_t n) {                         \
+        (void)s;                                                                                             \
+        WANT_F32(t, #name "_fwd");                                                                           \
+        float *y = y_;                                                                                       \
+        const float *x = x_;                                                                                 \
+        PAR_FOR_SIMD(n)                                                                                      \
+        for (int64_t i = 0; i < n; i++) y[i] = value(x[i]);                                                  \
+    }                                                                                                        \
+    void cpu_##name##_bwd(Stream *s, DType t, void *dx_, const void *x_, const void *dy_, int64_t n) {       \
+        (void)s;                                                                                             \
+        WANT_F32(t, #name "_bwd");                                                                           \
+        if (!dx_) return;                                                                                    \
+        float *dx = dx_;                                                                                     \
+        const float *x = x_, *dy = dy_;                                                                      \
+        PAR_FOR_SIMD(n)                                                                                      \
+        for (int64_t i = 0; i < n; i++) dx[i] = fmaf(dy[i], slope(x[i]), dx[i]);                             \
+    }
+
+ACTIVATION(gelu, gelu_f, gelu_slope)
+ACTIVATION(quick_gelu, quick_gelu_f, quick_gelu_slope)
+ACTIVATION(elu1, elu1_f, elu1_slope)
+ACTIVATION(tanh, tanh_f, tanh_slope)
+ACTIVATION(sigmoid, sigmoid_f, sigmoid_slope)
+
+/* ---- sums and products ---------------------------------------------------------------------------- */
+
+void cpu_add_fwd(Stream *s, DType t, void *y_, const void *a_, const void *b_, int64_t n) {
+    (void)s;
+    WANT_F32(t, "add_fwd");
+    float *y = y_;
+    const float *a = a_, *b = b_;
+    PAR_FOR_SIMD(n)
+    for (int64_t i = 0; i < n; i++) y[i] = a[i] + b[i];
+}
+
+void cpu_accumulate(Stream *s, DType t, void *y_, const void *x_, int64_t n) {
+    (void)s;
+    WANT_F32(t, "accumulate");
+    float *y = y_;
+    const float *x = x_;
+    PAR_FOR_SIMD(n)
+    for (int64_t i = 0; i < n; i++) y[i] += x[i];
+}
+
+void cpu_mul_fwd(Stream *s, DType t, void *y_, const void *a_, const void *b_, int64_t n) {
+    (void)s;
+    WANT_F32(t, "mul_fwd");
+    float *y = y_;
+    const float *a = a_, *b = b_;
+    PAR_FOR_SIMD(n)
+    for (int64_t i = 0; i < n; i++) y[i] = a[i] * b[i];
+}
+
+void cpu_mul_bwd(Stream *s, DType t, void *da_, void *db_, const void *a_, const void *b_, const void *dy_,
+                 int64_t n) {
+    (void)s;
+    WANT_F32(t, "mul_bwd");
+    float *da = da_, *db = db_;
+    const float *a = a_, *b = b_, *dy = dy_;
+    /* Two loops: da and db may be one buffer (y = a a). */
+    if (da) {
+        PAR_FOR_SIMD(n)
+        for (int64_t i = 0; i < n; i++) da[i] = fmaf(dy[i], b[i], da[i]);
+    }
+    if (db) {
+        PAR_FOR_SIMD(n)
+        for (int64_t i = 0; i < n; i++) db[i] = fmaf(dy[i], a[i], db[i]);
+    }
+}
+
+void cpu_add_rows_fwd(Stream *s, DType t, void *y_, const void *x_, const void *p_, int64_t rows, int64_t n) {
+    (void)s;
+    WANT_F32(t, "add_rows_fwd");
+    float *y = y_;
+    const float *x = x_, *p = p_;
+    PAR_FOR(rows * n)
+    for (int64_t i = 0; i < rows; i++) {
+        SIMD
+        for (int64_t j = 0; j < n; j++) y[i * n + j] = x[i * n + j] + p[j];
+    }
+}
+
+/* Rows of two kinds meet here: few and long (a position table, n = T C) and many and short (a bias). Short ones are
+ * summed in blocks of rows; long ones by columns, every row in turn. */
+void cpu_add_rows_bwd(Stream *s, DType t, void *dp_, const void *dy_, int64_t rows, int64_t n) {
+    (void)s;
+    WANT_F32(t, "add_rows_bwd");
+    float *dp = dp_;
+    const float *dy = dy_;
+    if (!dp || !rows || !n) return;
+    if (n <= 4096) {
+        SUM_ROWS(dp, rows, n, rows * n, { row_add(acc, dy + i * n, n); });
+        return;
+    }
+    PAR_FOR(rows * n)
+    for (int64_t j0 = 0; j0 < n; j0 += 1024) {
+        float acc[1024] = {0};
+        const int64_t m = MIN(1024, n - j0);
+        for (int64_t i = 0; i < rows; i++) row_add(acc, dy + i * n + j0, m);
+        row_add(dp + j0, acc, m);
+    }
+}
+
+void cpu_mul_tokens_fwd(Stream *s, DType t, void *y_, const void *x_, const void *g_, int64_t B, int64_t T,
+                        int64_t C) {
+    (void)s;
+    WANT_F32(t, "mul_tokens_fwd");
+    float *y = y_;
+    const float *x = x_, *g = g_;
+    PAR_FOR(B * T * C)
+    for (int64_t i = 0; i < B * T; i++) {
+        const float *gb = g + i / T * C;
+        SIMD
+        for (int64_t c = 0; c < C; c++) y[i * C + c] = x[i * C + c] * gb[c];
+    }
+}
+
+void cpu_mul_tokens_bwd(Stream *s, DType t, void *dx_, void *dg_, const void *x_, const void *g_, const void *dy_,
+                        int64_t B, int64_t T, int64_t C) {
+    (void)s;
+    WANT_F32(t, "mul_tokens_bwd");
+    float *dx = dx_, *dg = dg_;
+    const float *x = x_, *g = g_, *dy = dy_;
+    if (dx) {
+        PAR_FOR(B * T * C)
+        for (int64_t i = 0; i < B * T; i++) {
+            const float *gb = g + i / T * C;
+            SIMD
+            for (int64_t c = 0; c < C; c++) dx[i * C + c] = fmaf(dy[i * C + c], gb[c], dx[i * C + c]);
+        }
+    }
+    if (!dg || !T) return;
+    PAR_FOR(B * T * C)
+    for (int64_t b = 0; b < B; b++) {
+        for (int64_t c0 = 0; c0 < C; c0 += COL_BLOCK) {
+            float acc[COL_BLOCK] = {0};
+            const int64_t m = MIN(COL_BLOCK, C - c0);
+            for (int64_t k = 0; k < T; k++) {
+                const float *xr = x + (b * T + k) * C + c0, *dr = dy + (b * T + k) * C + c0;
+                SIMD
+                for (int64_t c = 0; c < m; c++) acc[c] = fmaf(dr[c], xr[c], acc[c]);
+            }
+            row_add(dg + b * C + c0, acc, m);
+        }
+    }
+}
+
+/* ---- dropout -------------------------------------------------------------------------------------- */
+
+enum { DROP_BLOCK = 256 }; /* counters at a time */
+
+/* keep[k] = factor of value number 4 first + k, k < 4 n: 0 or `scale`. */
+static void dropout_factors(float *keep, uint64_t seed, uint64_t first, int64_t n, uint32_t threshold, float scale) {
+    for (int64_t k = 0; k < n; k++) { /* vectorised, but not under `omp simd`: it would keep r in memory */
+        uint32_t r[4];
+        philox(r, seed, first + (uint64_t)k);
+        keep[4 * k] = r[0] < threshold ? 0.0f : scale;
+        keep[4 * k + 1] = r[1] < threshold ? 0.0f : scale;
+        keep[4 * k + 2] = r[2] < threshold ? 0.0f : scale;
+        keep[4 * k + 3] = r[3] < threshold ? 0.0f : scale;
+    }
+}
+
+static void dropout(float *y, const float *x, float p, uint64_t seed, uint64_t offset, int64_t n, bool add) {
+    CHECK(p >= 0 && p < 1, "dropout: p is %g, wants 0 <= p < 1", (double)p);
+    const uint32_t threshold = dropout_threshold(p);
+    const float scale = 1.0f / (1.0f - p);
+    const int64_t lead = (int64_t)(offset & 3); /* the first counter's words before value 0 */
+    const int64_t blocks = n ? ceil_div(n + lead, 4 * DROP_BLOCK) : 0;
+    PAR_FOR(n)
+    for (int64_t b = 0; b < blocks; b++) {
+        float keep[4 * DROP_BLOCK];
+        const int64_t at = b * 4 * DROP_BLOCK - lead, i0 = MAX(at, 0), i1 = MIN(at + 4 * DROP_BLOCK, n);
+        /* offset may lie anywhere in 2^64: numbers wrap around with it */
+        dropout_factors(keep, seed, (offset >> 2) + (uint64_t)(b * DROP_BLOCK), ceil_div(i1 - at, 4), threshold, scale);
+        if (add) {
+            SIMD
+            for (int64_t i = i0; i < i1; i++) y[i] = fmaf(x[i], keep[i - at], y[i]);
+        } else {
+            SIMD
+            for (int64_t i = i0; i < i1; i++) y[i] = keep[i - at] == 0.0f ? 0.0f : x[i] * keep[i - at];
+        }
+    }
+}
+
+void cpu_dropout_fwd(Stream *s, DType t, void *y, const void *x, float p, uint64_t seed, uint64_t offset, int64_t n) {
+    (void)s;
+    WANT_F32(t, "dropout_fwd");
+    dropout(y, x, p, seed, offset, n, false);
+}
+
+void cpu_dropout_bwd(Stream *s, DType t, void *dx, const void *dy, float p, uint64_t seed, uint64_t offset,
+                     int64_t n) {
+    (void)s;
+    WANT_F32(t, "dropout_bwd");
+    if (dx) dropout(dx, dy, p, seed, offset, n, true);
+}
+
+/* ---- casts ---------------------------------------------------------------------------------------- */
+
+static inline uint16_t to_bf16(float x) {
+    uint32_t u = f32_bits(x), rounded = (u + 0x7FFFu + (u >> 16 & 1)) >> 16; /* nearest, ties to even */
+    return (uint16_t)((u & 0x7FFFFFFFu) > 0x7F800000u ? (u >> 16) | 0x40u : rounded); /* NaN: keep it quiet, not infinity */
+}
+
+void cpu_cast(Stream *s, DType ty, void *y_, DType tx, const void *x_, int64_t n) {
+    (void)s;
+    if (ty == tx) {
+        if (n && y_ != x_) memcpy(y_, x_, (size_t)n * dtype_size(ty));
+    } else if (ty == BF16) {
+        uint16_t *y = y_;
+        const float *x = x_;
+        PAR_FOR_SIMD(n)
+        for (int64_t i = 0; i < n; i++) y[i] = to_bf16(x[i]);
+    } else {
+        float *y = y_;
+        const uint16_t *x = x_;
+        PAR_FOR_SIMD(n)
+        for (int64_t i = 0; i < n; i++) y[i] = bits_f32((uint32_t)x[i] << 16);
+    }
+}

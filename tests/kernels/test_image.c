@@ -1,0 +1,164 @@
+/* test_image.c -- image_patches and image_resize_u8 against Pillow, bit for bit. */
+#include "data/safetensors.h"
+#include "kernels/cpu/image.h"
+#include "tests/test.h"
+
+#include <math.h>
+
+#define GOLDEN "tests/golden/image.safetensors"
+
+/* The rows of the specification: a line of gray values, resized along one axis (the other keeps its size, and the
+ * same values come out along either). */
+static const struct Line {
+    Filter filter;
+    int n, m;
+    uint8_t in[16], out[24];
+} lines[] = {
+    {BICUBIC, 8, 3, {0, 0, 255, 255, 10, 200, 30, 90}, {78, 167, 82}},
+    {BICUBIC, 8, 5, {0, 0, 255, 255, 10, 200, 30, 90}, {0, 202, 145, 117, 64}},
+    {BICUBIC, 8, 13, {0, 0, 255, 255, 10, 200, 30, 90}, {0, 0, 5, 176, 255, 255, 121, 14, 163, 159, 33, 59, 94}},
+    {BILINEAR, 8, 3, {0, 0, 255, 255, 10, 200, 30, 90}, {81, 159, 86}},
+    {BILINEAR, 8, 5, {0, 0, 255, 255, 10, 200, 30, 90}, {0, 189, 140, 121, 65}},
+    {BILINEAR, 8, 13, {0, 0, 255, 255, 10, 200, 30, 90}, {0, 0, 10, 167, 255, 255, 133, 32, 149, 141, 37, 65, 90}},
+    {BICUBIC, 4, 2, {10, 80, 200, 40}, {64, 119}},
+    {BICUBIC, 4, 7, {10, 80, 200, 40}, {4, 27, 73, 154, 196, 93, 27}},
+    {BILINEAR, 4, 2, {10, 80, 200, 40}, {67, 114}},
+    {BILINEAR, 4, 7, {10, 80, 200, 40}, {10, 35, 75, 140, 189, 97, 40}},
+    {BICUBIC, 16, 5, {0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255}, {117, 128, 127, 127, 138}},
+    {BICUBIC, 16, 24, {0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255},
+     {0, 135, 236, 19, 128, 236, 19, 128, 236, 19, 128, 236, 19, 128, 236, 19, 128, 236, 19, 128, 236, 19, 120, 255}},
+    {BILINEAR, 16, 5, {0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255}, {123, 123, 128, 132, 132}},
+    {BILINEAR, 16, 24, {0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255},
+     {0, 128, 212, 43, 128, 212, 43, 128, 212, 43, 128, 212, 43, 128, 212, 43, 128, 212, 43, 128, 212, 43, 128, 255}},
+};
+
+TEST(image_lines) {
+    for (int i = 0; i < COUNT_OF(lines); i++) {
+        const struct Line *l = &lines[i];
+        uint8_t in[16 * 3], out[24 * 3];
+        for (int k = 0; k < l->n * 3; k++) in[k] = l->in[k / 3];
+        for (int upright = 0; upright < 2; upright++) {
+            ImageView v = {in, upright ? 1 : l->n, upright ? l->n : 1};
+            image_resize_u8(out, upright ? 1 : l->m, upright ? l->m : 1, &v, (Rect){0, 0, v.w, v.h}, l->filter);
+            for (int k = 0; k < l->m * 3; k++)
+                EXPECT(out[k] == l->out[k / 3], "line %d upright %d value %d: %d, want %d", i, upright, k, out[k],
+                       l->out[k / 3]);
+        }
+    }
+}
+
+/* One golden case; false at the end of the file. */
+static bool golden_case(const SafeTensors *st, int i, ImageView *im, Rect *r, Filter *f, const StTensor **want) {
+    char name[32];
+    snprintf(name, sizeof name, "case%02d.image", i);
+    const StTensor *image = st_find(st, name);
+    if (!image) return false;
+    *im = (ImageView){image->data, (int)image->shape[1], (int)image->shape[0]};
+    int32_t spec[5];
+    snprintf(name, sizeof name, "case%02d.spec", i);
+    memcpy(spec, st_find(st, name)->data, sizeof spec);
+    *r = (Rect){spec[0], spec[1], spec[2], spec[3]};
+    *f = spec[4] ? BICUBIC : BILINEAR;
+    snprintf(name, sizeof name, "case%02d.want", i);
+    *want = st_find(st, name);
+    return true;
+}
+
+TEST(image_golden) {
+    SafeTensors st;
+    Error e = {0};
+    if (!st_open(&st, GOLDEN, &e)) {
+        EXPECT(false, "%s", e.text);
+        return;
+    }
+    ImageView im;
+    Rect r;
+    Filter f;
+    const StTensor *want;
+    int i = 0;
+    for (; golden_case(&st, i, &im, &r, &f, &want); i++) {
+        const int oh = (int)want->shape[0], ow = (int)want->shape[1];
+        uint8_t *out = xcalloc(want->bytes + 2, 1), *copy = xcalloc((size_t)(im.w * im.h) * 3, 1);
+        memcpy(copy, im.rgb, (size_t)(im.w * im.h) * 3); /* a block of its own: the sanitizer sees one byte beyond */
+        im.rgb = copy;
+        out[want->bytes] = 0xA5;
+        image_resize_u8(out, ow, oh, &im, r, f);
+        EXPECT(!memcmp(out, want->data, want->bytes), "case %d: %d x %d differs from Pillow %s", i, ow, oh,
+               st_metadata(&st, "pillow"));
+        EXPECT(out[want->bytes] == 0xA5, "case %d: written beyond the end", i);
+
+        /* The op at patch 1: the same pixels, channel by channel, through mean 0 and std 1/255, beside padding. */
+        const PatchSpec spec = {1, oh + 1, ow + 2, f, {0, 0, 0}, {1 / 255.f, 1 / 255.f, 1 / 255.f}};
+        const int64_t grid = (int64_t)spec.grid_h * spec.grid_w, row = spec.grid_w;
+        const int size[1][2] = {{oh, ow}};
+        float *p = xcalloc((size_t)grid * 3, sizeof *p);
+        memset(p, 0xff, (size_t)grid * 3 * sizeof *p); /* NaN */
+        cpu_image_patches(NULL, F32, p, &im, &r, size, &spec, 1);
+        int wrong = 0;
+        for (int64_t k = 0; k < grid * 3; k++) {
+            const int64_t y = k / 3 / row, x = k / 3 % row;
+            wrong += y < oh && x < ow ? lroundf(p[k]) != out[(y * ow + x) * 3 + k % 3] : p[k] != 0;
+        }
+        EXPECT(wrong == 0, "case %d: %d of %" PRId64 " values of the op differ", i, wrong, grid * 3);
+        free(p);
+        free(out);
+        free(copy);
+    }
+    EXPECT(i >= 40, "only %d cases in " GOLDEN, i);
+    st_close(&st);
+}
+
+enum { B = 5, P = 4, GH = 3, GW = 5, ROW = 3 * P * P };
+
+/* Items of different sizes in one batch, real statistics, both types: against the plain sentence of the contract. */
+TEST(image_patches_layout) {
+    static uint8_t rgb[2][40 * 30 * 3];
+    ImageView im[B];
+    Rect rect[B] = {{0, 0, 30, 40}, {3, 5, 20, 9}, {-4, -4, 44, 10}, {7, 7, 8, 8}, {0, 0, 20, 12}};
+    const int size[B][2] = {{12, 20}, {4, 20}, {8, 4}, {12, 12}, {12, 20}};
+    const PatchSpec spec = {P, GH, GW, BICUBIC, {0.48145466f, 0.4578275f, 0.40821073f}, {0.26862954f, 0.26130258f, 0.27577711f}};
+    static float got[B * GH * GW * ROW], one[GH * GW * ROW];
+    static uint16_t half[B * GH * GW * ROW];
+    uint32_t seed = 1;
+    for (int k = 0; k < 2 * 40 * 30 * 3; k++) rgb[k % 2][k / 2] = (uint8_t)((seed = seed * 1664525 + 1013904223) >> 24);
+    for (int b = 0; b < B; b++) im[b] = b % 2 ? (ImageView){rgb[1], 40, 30} : (ImageView){rgb[0], 30, 40};
+    memset(got, 0xff, sizeof got);
+    memset(half, 0xff, sizeof half);
+    cpu_image_patches(NULL, F32, got, im, rect, size, &spec, B);
+    cpu_image_patches(NULL, BF16, half, im, rect, size, &spec, B);
+    for (int b = 0; b < B; b++) {
+        uint8_t px[12 * 20 * 3];
+        const int h = size[b][0], w = size[b][1];
+        image_resize_u8(px, w, h, &im[b], rect[b], BICUBIC);
+        int wrong = 0, wrong16 = 0;
+        for (int k = 0; k < GH * GW * ROW; k++) {
+            const int g = k / ROW, c = k % ROW / (P * P), y = g / GW * P + k % (P * P) / P, x = g % GW * P + k % P;
+            float want = 0, back;
+            if (y < h && x < w) want = ((float)(px[(y * w + x) * 3 + c] * (1 / 255.0)) - spec.mean[c]) / spec.std[c];
+            const uint32_t bits = (uint32_t)half[b * GH * GW * ROW + k] << 16;
+            memcpy(&back, &bits, 4);
+            wrong += got[b * GH * GW * ROW + k] != want;
+            wrong16 += !(fabsf(back - want) <= fabsf(want) / 256); /* 8 bits of precision: half a unit is 2^-9, ties */
+        }
+        EXPECT(wrong == 0 && wrong16 == 0, "item %d: %d f32 and %d bf16 values are wrong", b, wrong, wrong16);
+        cpu_image_patches(NULL, F32, one, &im[b], &rect[b], &size[b], &spec, 1);
+        EXPECT(!memcmp(one, got + b * GH * GW * ROW, sizeof one), "item %d differs when it is alone", b);
+    }
+    cpu_image_patches(NULL, F32, NULL, NULL, NULL, NULL, &spec, 0); /* no item: nothing happens */
+}
+
+/* A panorama shrunk to a few pixels: wide windows, and a ring much smaller than the image. */
+TEST(image_large_reduction) {
+    const int w = 20000, h = 9;
+    uint8_t *rgb = xcalloc((size_t)w * h * 3, 1), out[2 * 1 * 3];
+    for (int y = 0; y < h; y++)
+        for (int x = 0; x < w; x++)
+            for (int c = 0; c < 3; c++) rgb[((size_t)y * w + x) * 3 + c] = x < w / 2 ? 10 : 200;
+    const ImageView im = {rgb, w, h};
+    image_resize_u8(out, 2, 1, &im, (Rect){0, 0, w, h}, BILINEAR);
+    /* The triangle of output 0 stands on [-5000, 15000]: 1/8 of its mass lies before the image, 1/8 right of the
+     * middle, and what is inside is normalised: (6/8 * 10 + 1/8 * 200) / (7/8) = 37.14. */
+    EXPECT_NEAR(out[0], 37.14, 0.6, "left pixel");
+    EXPECT_NEAR(out[3], 210 - 37.14, 0.6, "right pixel");
+    free(rgb);
+}
