@@ -291,7 +291,7 @@ static json_t *parse_value(const MappedFile *m, size_t *at, Error *e) {
     bool too_long = false;
     const size_t n = value_span(m, *at, &too_long);
     if (!n) {
-        fail_at(m, *at, e, too_long ? "a value is longer than 8 MiB" : "the file ends inside a value (truncated?)");
+        fail_at(m, *at, e, too_long ? "a value is longer than 2 MiB" : "the file ends inside a value (truncated?)");
         return NULL;
     }
     json_error_t je;
@@ -367,7 +367,7 @@ int json_lines_next(JsonLines *w, Error *e) {
         w->line++;
         while (n && strchr(" \t\r", p[n - 1]) && p[n - 1]) n--;
         if (!n) continue;
-        if (n > JSON_MAX_VALUE) return fail_as(e, FAIL_DATA, "%s:%" PRId64 ": the line is longer than 8 MiB", m->path, w->line), -1;
+        if (n > JSON_MAX_VALUE) return fail_as(e, FAIL_DATA, "%s:%" PRId64 ": the line is longer than 2 MiB", m->path, w->line), -1;
         json_error_t je;
         w->value = json_loadb(p, n, JSON_REJECT_DUPLICATES, &je);
         if (!w->value) return fail_as(e, FAIL_DATA, "%s:%" PRId64 ": %s", m->path, w->line, je.text), -1;

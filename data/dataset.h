@@ -124,12 +124,12 @@ bool dataset_full(const Dataset *d);
 /* A whole file, mapped. It must not shrink while it is open (we replace files by rename). */
 typedef struct MappedFile { const char *path, *data; size_t size; } MappedFile;
 bool file_map(MappedFile *m, const char *path, Error *e);
-bool file_map_memory(MappedFile *m, const void *data, size_t size, const char *path); /* borrowed; for tests and fuzzing */
+bool file_map_memory(MappedFile *m, const void *data, size_t size, const char *path); /* borrowed, never unmapped; for fuzzing */
 void file_unmap(MappedFile *m);
 
 /* The members of the file's one top-level object, one after the other: a file of any size costs the memory of its
  * largest member, which may have JSON_MAX_VALUE bytes of text. */
-#define JSON_MAX_VALUE (8 << 20)
+#define JSON_MAX_VALUE (2 << 20)
 typedef struct JsonWalk {
     const MappedFile *m;
     size_t at;

@@ -2,7 +2,8 @@
  *
  * The header parser is written by hand because the header is the trust boundary of the product: it knows the
  * one shape a header may have, so its memory is bounded by the header's size, where a general JSON tree of a
- * hostile 100 MB header takes gigabytes. Order of work: scan (this file, top), check (`check_layout`), write (bottom).
+ * hostile 100 MB header takes gigabytes. Order of work: scan (this file, top), check (`check_layout`), write
+ * (bottom).
  */
 #include "data/safetensors.h"
 
@@ -38,7 +39,8 @@ static const char *shown(const char *name) {
     static _Thread_local int turn;
     char *out = buf[turn ^= 1];
     size_t n = 0;
-    for (; name[n] && n < sizeof buf[0] - 4; n++) out[n] = (unsigned char)name[n] < 32 || name[n] == 127 ? '?' : name[n];
+    for (; name[n] && n < sizeof buf[0] - 4; n++)
+        out[n] = (unsigned char)name[n] < 32 || name[n] == 127 ? '?' : name[n];
     strcpy(out + n, name[n] ? "..." : "");
     return out;
 }
@@ -66,7 +68,10 @@ static bool scan_hex4(Scan *s, uint32_t *out) {
     uint32_t v = 0;
     for (int k = 0; k < 4; k++) {
         char c = s->at < s->end ? *s->at : 0;
-        int d = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+        int d = c >= '0' && c <= '9'   ? c - '0'
+                : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                       : -1;
         if (d < 0) return BAD(s, "\\u needs four hexadecimal digits");
         v = v * 16 + (uint32_t)d;
         s->at++;
@@ -80,7 +85,8 @@ static bool scan_unicode_escape(Scan *s, char **w) {
     if (!scan_hex4(s, &c)) return false;
     if (c >= 0xdc00 && c <= 0xdfff) return BAD(s, "\\u%04x is half a character", c);
     if (c >= 0xd800 && c <= 0xdbff) {
-        if (s->end - s->at < 2 || s->at[0] != '\\' || s->at[1] != 'u') return BAD(s, "\\u%04x is half a character", c);
+        if (s->end - s->at < 2 || s->at[0] != '\\' || s->at[1] != 'u')
+            return BAD(s, "\\u%04x is half a character", c);
         s->at += 2;
         if (!scan_hex4(s, &low)) return false;
         if (low < 0xdc00 || low > 0xdfff) return BAD(s, "\\u%04x\\u%04x is no character", c, low);
@@ -132,7 +138,8 @@ static bool scan_string(Scan *s, char **out, const char *what) {
     return true;
 }
 
-/* A plain JSON integer from 0 to 2^64 - 1: no sign, fraction, exponent or leading zero, as the reference has it. */
+/* A plain JSON integer from 0 to 2^64 - 1: no sign, fraction, exponent or leading zero, as the reference has
+ * it. */
 static bool scan_size(Scan *s, uint64_t *out, const char *what) {
     skip_space(s);
     char *start = s->at;
@@ -142,7 +149,8 @@ static bool scan_size(Scan *s, uint64_t *out, const char *what) {
             return BAD(s, "%s above 2^64 - 1", what);
         s->at++;
     }
-    if (s->at == start || (*start == '0' && s->at - start > 1) || (s->at < s->end && strchr(".eE", *s->at) && *s->at))
+    if (s->at == start || (*start == '0' && s->at - start > 1) ||
+        (s->at < s->end && strchr(".eE", *s->at) && *s->at))
         return BAD(s, "%s must be a whole number, not negative", what);
     *out = v;
     return true;
@@ -160,7 +168,8 @@ static bool skip_value(Scan *s, int depth) {
         s->at++;
         if (accept(s, close)) return true;
         do {
-            if (c == '{' && !(scan_string(s, &ignored, "before a name") && want(s, ':', "after a name"))) return false;
+            if (c == '{' && !(scan_string(s, &ignored, "before a name") && want(s, ':', "after a name")))
+                return false;
             if (!skip_value(s, depth + 1)) return false;
         } while (accept(s, ','));
         return want(s, close, "at the end of a list");
@@ -227,12 +236,16 @@ static bool scan_tensor(Scan *s, Entry *x) {
     if (!accept(s, '}')) {
         do {
             char *key;
-            if (!scan_string(s, &key, "before a field name") || !want(s, ':', "after a field name")) return false;
+            if (!scan_string(s, &key, "before a field name") || !want(s, ':', "after a field name"))
+                return false;
             int k = 0;
             while (k < 3 && strcmp(key, fields[k])) k++;
             if (k < 3 && seen[k]) return BAD(s, "\"%s\" twice", key);
             if (k < 3) seen[k] = true;
-            if (!(k == 0 ? scan_dtype(s, x) : k == 1 ? scan_shape(s, x) : k == 2 ? scan_offsets(s, x) : skip_value(s, 0)))
+            if (!(k == 0   ? scan_dtype(s, x)
+                  : k == 1 ? scan_shape(s, x)
+                  : k == 2 ? scan_offsets(s, x)
+                           : skip_value(s, 0)))
                 return false;
         } while (accept(s, ','));
         if (!want(s, '}', "after a tensor's description")) return false;
@@ -249,10 +262,12 @@ static bool scan_metadata(Scan *s, SafeTensors *st, int64_t *cap) {
     if (accept(s, '}')) return true;
     do {
         char *key, *value;
-        if (!scan_string(s, &key, "before a __metadata__ key") || !want(s, ':', "after a __metadata__ key")) return false;
+        if (!scan_string(s, &key, "before a __metadata__ key") || !want(s, ':', "after a __metadata__ key"))
+            return false;
         skip_space(s);
         if (s->at == s->end || *s->at != '"')
-            return BAD(s, "__metadata__ value of \"%s\" is not a string (the format allows only strings)", shown(key));
+            return BAD(s, "__metadata__ value of \"%s\" is not a string (the format allows only strings)",
+                       shown(key));
         if (!scan_string(s, &value, "before a __metadata__ value")) return false;
         GROW(st->metadata, *cap, st->nmetadata + 1);
         st->metadata[st->nmetadata][0] = key;
@@ -274,7 +289,8 @@ static bool check_metadata(const Scan *s, const SafeTensors *st) {
     bool ok = true;
     for (size_t i = 1; ok && i < n; i++)
         if (!strcmp(keys[i - 1], keys[i]))
-            ok = fail_as(s->e, FAIL_MODEL, "%s: __metadata__ has the key \"%s\" twice", s->path, shown(keys[i]));
+            ok = fail_as(s->e, FAIL_MODEL, "%s: __metadata__ has the key \"%s\" twice", s->path,
+                         shown(keys[i]));
     free(keys);
     return ok;
 }
@@ -282,7 +298,8 @@ static bool check_metadata(const Scan *s, const SafeTensors *st) {
 static int by_offset(const void *a, const void *b) {
     const Entry *x = a, *y = b;
     if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
-    if (x->end != y->end) return x->end < y->end ? -1 : 1; /* the empty tensor before the one that starts there too */
+    if (x->end != y->end)
+        return x->end < y->end ? -1 : 1; /* the empty tensor before the one that starts there too */
     return strcmp(x->t.name, y->t.name);
 }
 
@@ -298,29 +315,36 @@ static bool check_layout(const Scan *s, Entry *x, size_t n, uint64_t data_bytes)
         const StTensor *t = &x[i].t;
         const char *name = shown(t->name);
         if (x[i].end < x[i].begin)
-            return fail_as(s->e, FAIL_MODEL, "%s: tensor %s ends at %" PRIu64 " before it begins at %" PRIu64, s->path,
-                           name, x[i].end, x[i].begin);
+            return fail_as(s->e, FAIL_MODEL, "%s: tensor %s ends at %" PRIu64 " before it begins at %" PRIu64,
+                           s->path, name, x[i].end, x[i].begin);
         if (x[i].begin != at)
-            return fail_as(s->e, FAIL_MODEL, "%s: tensor %s begins at %" PRIu64 " but the one before it ends at %" PRIu64
-                           " (%s; tensors must lie back to back)", s->path, name, x[i].begin, at,
-                           x[i].begin < at ? "an overlap" : "a hole");
+            return fail_as(s->e, FAIL_MODEL,
+                           "%s: tensor %s begins at %" PRIu64 " but the one before it ends at %" PRIu64
+                           " (%s; tensors must lie back to back)",
+                           s->path, name, x[i].begin, at, x[i].begin < at ? "an overlap" : "a hole");
         at = x[i].end;
         uint64_t values = 1, bits;
         bool over = false; /* in the reference's order: 0 first saves a huge shape, 0 last does not */
-        for (int d = 0; d < t->ndim; d++) over |= __builtin_mul_overflow(values, (uint64_t)t->shape[d], &values);
+        for (int d = 0; d < t->ndim; d++)
+            over |= __builtin_mul_overflow(values, (uint64_t)t->shape[d], &values);
         over |= __builtin_mul_overflow(values, st_dtype_bits(t->dtype), &bits);
-        if (over) return fail_as(s->e, FAIL_MODEL, "%s: tensor %s: the shape's product overflows 64 bits", s->path, name);
+        if (over)
+            return fail_as(s->e, FAIL_MODEL, "%s: tensor %s: the shape's product overflows 64 bits", s->path,
+                           name);
         if (bits % 8)
-            return fail_as(s->e, FAIL_MODEL, "%s: tensor %s: %" PRIu64 " values of %s do not fill whole bytes", s->path,
-                           name, values, st_dtype_name(t->dtype));
+            return fail_as(s->e, FAIL_MODEL,
+                           "%s: tensor %s: %" PRIu64 " values of %s do not fill whole bytes", s->path, name,
+                           values, st_dtype_name(t->dtype));
         if (bits / 8 != x[i].end - x[i].begin)
-            return fail_as(s->e, FAIL_MODEL, "%s: tensor %s: %" PRIu64 " values of %s are %" PRIu64
-                           " bytes, its offsets give %" PRIu64, s->path, name, values, st_dtype_name(t->dtype), bits / 8,
-                           x[i].end - x[i].begin);
+            return fail_as(s->e, FAIL_MODEL,
+                           "%s: tensor %s: %" PRIu64 " values of %s are %" PRIu64
+                           " bytes, its offsets give %" PRIu64,
+                           s->path, name, values, st_dtype_name(t->dtype), bits / 8, x[i].end - x[i].begin);
     }
     if (at != data_bytes)
-        return fail_as(s->e, FAIL_MODEL, "%s: the tensors end at %" PRIu64 ", the file has %" PRIu64
-                       " bytes of data (%s)", s->path, at, data_bytes, at > data_bytes ? "truncated?" : "bytes nobody owns");
+        return fail_as(s->e, FAIL_MODEL,
+                       "%s: the tensors end at %" PRIu64 ", the file has %" PRIu64 " bytes of data (%s)",
+                       s->path, at, data_bytes, at > data_bytes ? "truncated?" : "bytes nobody owns");
     return true;
 }
 
@@ -329,12 +353,16 @@ static size_t utf8_valid(const uint8_t *p, size_t n) {
     size_t i = 0;
     while (i < n) {
         uint8_t c = p[i];
-        int k = c < 0x80 ? 0 : c >= 0xc2 && c < 0xe0 ? 1 : c >= 0xe0 && c < 0xf0 ? 2 : c >= 0xf0 && c < 0xf5 ? 3 : -1;
+        int k = c < 0x80                ? 0
+                : c >= 0xc2 && c < 0xe0 ? 1
+                : c >= 0xe0 && c < 0xf0 ? 2
+                : c >= 0xf0 && c < 0xf5 ? 3
+                                        : -1;
         if (k < 0 || (size_t)k >= n - i) return i;
         for (int j = 1; j <= k; j++)
             if ((p[i + (size_t)j] & 0xc0) != 0x80) return i;
-        if ((c == 0xe0 && p[i + 1] < 0xa0) || (c == 0xed && p[i + 1] > 0x9f) || (c == 0xf0 && p[i + 1] < 0x90) ||
-            (c == 0xf4 && p[i + 1] > 0x8f))
+        if ((c == 0xe0 && p[i + 1] < 0xa0) || (c == 0xed && p[i + 1] > 0x9f) ||
+            (c == 0xf0 && p[i + 1] < 0x90) || (c == 0xf4 && p[i + 1] > 0x8f))
             return i;
         i += (size_t)k + 1;
     }
@@ -354,7 +382,8 @@ static bool scan_header(Scan *s, SafeTensors *st, uint64_t data_bytes) {
         do {
             char *name;
             s->tensor = NULL;
-            if (!scan_string(s, &name, "before a tensor's name") || !want(s, ':', "after a tensor's name")) goto out;
+            if (!scan_string(s, &name, "before a tensor's name") || !want(s, ':', "after a tensor's name"))
+                goto out;
             if (!strcmp(name, "__metadata__")) {
                 if (meta_seen) { BAD(s, "__metadata__ twice"); goto out; }
                 meta_seen = true;
@@ -392,14 +421,19 @@ out:
 
 static bool open_bytes(SafeTensors *st, Error *e) {
     uint64_t n = 0;
-    if (st->size < 8) return fail_as(e, FAIL_MODEL, "%s: %zu bytes are too few for a safetensors file", st->path, st->size);
+    if (st->size < 8)
+        return fail_as(e, FAIL_MODEL, "%s: %zu bytes are too few for a safetensors file", st->path, st->size);
     for (int i = 7; i >= 0; i--) n = n << 8 | st->base[i];
     if (n > ST_MAX_HEADER)
-        return fail_as(e, FAIL_MODEL, "%s: the header claims %" PRIu64 " bytes, at most %u are allowed (is this a "
-                       "safetensors file? .bin and .pt files are pickles, convert them first)", st->path, n, ST_MAX_HEADER);
+        return fail_as(e, FAIL_MODEL,
+                       "%s: the header claims %" PRIu64 " bytes, at most %u are allowed (is this a "
+                       "safetensors file? .bin and .pt files are pickles, convert them first)",
+                       st->path, n, ST_MAX_HEADER);
     if (n > st->size - 8)
-        return fail_as(e, FAIL_MODEL, "%s: the header claims %" PRIu64 " bytes, the file has %zu after its length "
-                       "(truncated?)", st->path, n, st->size - 8);
+        return fail_as(e, FAIL_MODEL,
+                       "%s: the header claims %" PRIu64 " bytes, the file has %zu after its length "
+                       "(truncated?)",
+                       st->path, n, st->size - 8);
     size_t bad = utf8_valid(st->base + 8, n);
     if (bad < n) return fail_as(e, FAIL_MODEL, "%s: header byte %zu is not UTF-8", st->path, bad);
     st->header = xcalloc(n + 1, 1);
@@ -432,7 +466,8 @@ bool st_open(SafeTensors *st, const char *path, Error *e) {
     void *p = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
     int err = errno;
     close(fd); /* the mapping keeps the file */
-    if (p == MAP_FAILED) return fail_as(e, FAIL_MODEL, "%s: cannot map %zu bytes: %s", path, size, strerror(err));
+    if (p == MAP_FAILED)
+        return fail_as(e, FAIL_MODEL, "%s: cannot map %zu bytes: %s", path, size, strerror(err));
     *st = (SafeTensors){.path = xstrdup(path), .base = p, .size = size, .mapped = true};
     if (open_bytes(st, e)) return true;
     st_close(st);
@@ -463,7 +498,8 @@ const char *st_metadata(const SafeTensors *st, const char *key) {
 int64_t st_numel(const StTensor *t) {
     int64_t n = 1;
     for (int d = 0; d < t->ndim; d++)
-        if (t->shape[d] == 0) return 0; /* first: [2^62, 2, 0] is legal, and its product passes 2^63 on the way */
+        if (t->shape[d] == 0)
+            return 0; /* first: [2^62, 2, 0] is legal, and its product passes 2^63 on the way */
     for (int d = 0; d < t->ndim; d++) n *= t->shape[d];
     return n;
 }
@@ -519,7 +555,8 @@ bool st_to_f32(float *dst, const StTensor *t, Error *e) {
     case ST_I64: CONVERT(int64_t, v);
     case ST_U64: CONVERT(uint64_t, v);
     default:
-        return fail_as(e, FAIL_MODEL, "tensor %s: %s values cannot be read as f32 (convert the file to F32, F16 or BF16)",
+        return fail_as(e, FAIL_MODEL,
+                       "tensor %s: %s values cannot be read as f32 (convert the file to F32, F16 or BF16)",
                        shown(t->name), st_dtype_name(t->dtype));
     }
 }
@@ -543,7 +580,8 @@ static void text_add(Text *t, const char *s, size_t n) {
 static void text_puts(Text *t, const char *s) { text_add(t, s, strlen(s)); }
 
 static void text_string(Text *t, const char *s) {
-    CHECK(utf8_valid((const uint8_t *)s, strlen(s)) == strlen(s), "safetensors: name or metadata \"%s\" is not UTF-8", s);
+    CHECK(utf8_valid((const uint8_t *)s, strlen(s)) == strlen(s),
+          "safetensors: name or metadata \"%s\" is not UTF-8", s);
     text_puts(t, "\"");
     static const char plain[] = "\b\f\n\r\t\"\\", letter[] = "bfnrt\"\\";
     for (; *s; s++) {
@@ -562,7 +600,8 @@ static void text_string(Text *t, const char *s) {
     text_puts(t, "\"");
 }
 
-static void write_header(Text *h, const StTensor *const *order, int n, const char *const (*metadata)[2], int nmeta) {
+static void write_header(Text *h, const StTensor *const *order, int n, const char *const (*metadata)[2],
+                         int nmeta) {
     char num[64];
     uint64_t at = 0;
     text_add(h, "\0\0\0\0\0\0\0\0{", 9); /* the length comes last */
@@ -622,15 +661,17 @@ static void sync_folder_of(const char *path) {
     close(fd);
 }
 
-bool st_write(const char *path, const StTensor *tensors, int n, const char *const (*metadata)[2], int nmeta, Error *e) {
+bool st_write(const char *path, const StTensor *tensors, int n, const char *const (*metadata)[2], int nmeta,
+              Error *e) {
     const StTensor **order = xcalloc((size_t)n, sizeof *order);
     uint64_t bytes = 0;
     for (int i = 0; i < n; i++) {
         const StTensor *t = order[i] = &tensors[i];
-        CHECK((unsigned)t->dtype < ST_NDTYPES && t->ndim >= 0 && t->ndim <= ST_MAX_DIMS, "%s: dtype %d, %d dimensions",
-              t->name, (int)t->dtype, t->ndim);
-        CHECK((uint64_t)st_numel(t) * st_dtype_bits(t->dtype) == (uint64_t)t->bytes * 8, "%s: %" PRId64 " values of %s in %zu bytes",
-              t->name, st_numel(t), st_dtype_name(t->dtype), t->bytes);
+        CHECK((unsigned)t->dtype < ST_NDTYPES && t->ndim >= 0 && t->ndim <= ST_MAX_DIMS,
+              "%s: dtype %d, %d dimensions", t->name, (int)t->dtype, t->ndim);
+        CHECK((uint64_t)st_numel(t) * st_dtype_bits(t->dtype) == (uint64_t)t->bytes * 8,
+              "%s: %" PRId64 " values of %s in %zu bytes", t->name, st_numel(t), st_dtype_name(t->dtype),
+              t->bytes);
         CHECK(strcmp(t->name, "__metadata__"), "a tensor named %s", t->name);
         bytes += t->bytes;
     }
@@ -638,7 +679,8 @@ bool st_write(const char *path, const StTensor *tensors, int n, const char *cons
     const char **names = xcalloc((size_t)n, sizeof *names);
     for (int i = 0; i < n; i++) names[i] = order[i]->name;
     qsort(names, (size_t)n, sizeof *names, by_first_string);
-    for (int i = 1; i < n; i++) CHECK(strcmp(names[i - 1], names[i]), "%s: two tensors named %s", path, names[i]);
+    for (int i = 1; i < n; i++)
+        CHECK(strcmp(names[i - 1], names[i]), "%s: two tensors named %s", path, names[i]);
     free(names);
 
     Text h = {0};
@@ -648,7 +690,8 @@ bool st_write(const char *path, const StTensor *tensors, int n, const char *cons
     int fd = -1;
     bool ok = false;
     if (h.n - 8 > ST_MAX_HEADER) {
-        fail_as(e, FAIL_MODEL, "%s: a header of %" PRId64 " bytes is above the format's %u", path, h.n - 8, ST_MAX_HEADER);
+        fail_as(e, FAIL_MODEL, "%s: a header of %" PRId64 " bytes is above the format's %u", path, h.n - 8,
+                ST_MAX_HEADER);
         goto out;
     }
     if (snprintf(tmp, sizeof tmp, "%s.tmp.%d", path, (int)getpid()) >= (int)sizeof tmp) {

@@ -101,7 +101,8 @@ static const Range bert_unknown[] = {
     {0x1182f, 0x11fff}, {0x12ff1, 0x13455}, {0x16e97, 0x16f4f}, {0x16fe2, 0x16fe4}, {0x1cf00, 0x1cf46},
     {0x1e000, 0x1e4ef}, {0x1e944, 0x1e95f},
 };
-/* Marks and compositions that came after Unicode 9: the reference neither reorders nor composes nor splits them. */
+/* Marks and compositions that came after Unicode 9: the reference neither reorders nor composes nor splits
+ * them. */
 static const Range inert[] = {
     {0x7fd, 0x7fd}, {0x898, 0x8d3}, {0x9fe, 0x9fe}, {0xc3c, 0xc3c}, {0xd3b, 0xd3c}, {0xeba, 0xeba},
     {0x1715, 0x1715}, {0x1abf, 0x1ace}, {0x1df6, 0x1dfa}, {0xa82c, 0xa82c}, {0x10d24, 0x10f85},
@@ -138,14 +139,16 @@ static bool in_ranges(const Range *r, int n, int32_t c) {
 #define IN(table, c) ((c) >= table[0].from && in_ranges(table, COUNT_OF(table), c))
 
 static bool is_space(int32_t c) { /* the property White_Space */
-    return (c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) ||
-           c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+    return (c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
+           c == 0x3000;
 }
 
 static int32_t lower(int32_t c) {
     if (c < 128) return c >= 'A' && c <= 'Z' ? c + 32 : c;
     for (int i = 0; i < COUNT_OF(new_capitals); i++)
-        if (c >= new_capitals[i].from && c <= new_capitals[i].to) return new_capitals[i].lower + (c - new_capitals[i].from);
+        if (c >= new_capitals[i].from && c <= new_capitals[i].to)
+            return new_capitals[i].lower + (c - new_capitals[i].from);
     return utf8proc_tolower(c);
 }
 
@@ -163,8 +166,8 @@ static int combining_class(int32_t c) {
     return c < 0x300 || IN(inert, c) ? 0 : utf8proc_get_property(c)->combining_class;
 }
 
-/* The next character of p[0 .. n), n >= 1; returns its bytes. *c = -1 for a malformed one, of which the longest part
- * that could have begun a character is taken ("maximal subpart", as Python does). */
+/* The next character of p[0 .. n), n >= 1; returns its bytes. *c = -1 for a malformed one, of which the
+ * longest part that could have begun a character is taken ("maximal subpart", as Python does). */
 static size_t utf8_next(const uint8_t *p, size_t n, int32_t *c) {
     uint8_t b = p[0], low = 0x80, high = 0xbf;
     *c = b;
@@ -198,7 +201,8 @@ static bool full(const Out *o) { return o->n >= o->max; }
 /* A special token at p, or -1. */
 static int special_at(const Tokenizer *t, const char *p, size_t n, size_t *len) {
     for (int i = 0; i < t->nspecial; i++)
-        if (t->special[i].text[0] == *p && t->special[i].len <= n && !memcmp(t->special[i].text, p, t->special[i].len)) {
+        if (t->special[i].text[0] == *p && t->special[i].len <= n &&
+            !memcmp(t->special[i].text, p, t->special[i].len)) {
             *len = t->special[i].len;
             return t->special[i].id;
         }
@@ -222,11 +226,12 @@ static void flush_word(const Tokenizer *t, Word *w, Out *o) {
     char text[2 + MAX_WORD * 4] = "##";
     int at[MAX_WORD + 1], piece[MAX_WORD], npieces = 0;
     at[0] = 2;
-    for (int i = 0; i < n; i++) at[i + 1] = at[i] + (int)utf8proc_encode_char(w->c[i], (utf8proc_uint8_t *)text + at[i]);
+    for (int i = 0; i < n; i++)
+        at[i + 1] = at[i] + (int)utf8proc_encode_char(w->c[i], (utf8proc_uint8_t *)text + at[i]);
     for (int from = 0, to; from < n; from = to) {
         int head = from ? 2 : 0, id = -1;
         char saved[2] = {text[at[from] - 2], text[at[from] - 1]};
-        if (from) memcpy(text + at[from] - 2, "##", 2); /* over the bytes before, which nobody needs during the match */
+        if (from) memcpy(text + at[from] - 2, "##", 2); /* over the bytes before: nobody needs them meanwhile */
         for (to = n; to > from; to--) {
             id = vocab_find(&t->vocab, text + at[from] - head, (size_t)(at[to] - at[from] + head));
             if (id >= 0) break;
@@ -253,7 +258,8 @@ static bool bert_drops(int32_t c) {
     if (c < 0x80) return (c < 32 && c != '\t' && c != '\n' && c != '\r') || c == 127;
     if (c == 0xfffd) return true;
     utf8proc_category_t k = utf8proc_category(c);
-    return k == UTF8PROC_CATEGORY_CC || k == UTF8PROC_CATEGORY_CO || (k == UTF8PROC_CATEGORY_CF && !IN(bert_unknown, c));
+    return k == UTF8PROC_CATEGORY_CC || k == UTF8PROC_CATEGORY_CO ||
+           (k == UTF8PROC_CATEGORY_CF && !IN(bert_unknown, c));
 }
 
 static bool bert_is_cjk(int32_t c) { /* the fifth range begins at 2B920, the reference's slip for 2B820 */
@@ -263,7 +269,8 @@ static bool bert_is_cjk(int32_t c) { /* the fifth range begins at 2B920, the ref
 }
 
 static bool bert_is_punctuation(int32_t c) {
-    if (c < 0x80) return (c >= 33 && c <= 47) || (c >= 58 && c <= 64) || (c >= 91 && c <= 96) || (c >= 123 && c <= 126);
+    if (c < 0x80)
+        return (c >= 33 && c <= 47) || (c >= 58 && c <= 64) || (c >= 91 && c <= 96) || (c >= 123 && c <= 126);
     if (c == 0x166d || c == 0x111c9) return true; /* were punctuation in Unicode 8 */
     utf8proc_category_t k = utf8proc_category(c);
     return k >= UTF8PROC_CATEGORY_PC && k <= UTF8PROC_CATEGORY_PO && !IN(bert_unknown, c);
@@ -309,8 +316,8 @@ static const Merge *merge_find(const Tokenizer *t, int left, int right) {
 
 #define MAX_BYTES ((MAX_STRETCH + 4) * 4)
 
-/* Merges the pair of the lowest rank, the leftmost first, until no pair has one. A scan per merge beats a heap at the few
- * bytes a word has. */
+/* Merges the pair of the lowest rank, the leftmost first, until no pair has one. A scan per merge beats a
+ * heap at the few bytes a word has. */
 static void bpe(const Tokenizer *t, const uint8_t *b, int n, Out *o) {
     int id[MAX_BYTES], rank[MAX_BYTES]; /* rank[i]: of the pair (i, i + 1) */
     for (int i = 0; i < n; i++) id[i] = i + 1 < n ? t->byte_id[b[i]] : t->byte_end_id[b[i]];
@@ -357,9 +364,9 @@ static int literal_at(const int32_t *c, int n, const char *word) {
     return k;
 }
 
-/* The pattern <|startoftext|> | <|endoftext|> | 's 't 're 've 'm 'll 'd | letters+ | number | others+ . A special token
- * gets here only when lower-casing made it (the raw text's were taken out), and then a second split of the reference's
- * cuts it in three. */
+/* The pattern <|startoftext|> | <|endoftext|> | 's 't 're 've 'm 'll 'd | letters+ | number | others+ . A
+ * special token gets here only when lower-casing made it (the raw text's were taken out), and then a second
+ * split of the reference's cuts it in three. */
 static void clip_split(const Tokenizer *t, const int32_t *c, int n, Out *o) {
     static const char *const endings[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
     for (int i = 0, k; i < n && !full(o); i += k) {
@@ -371,7 +378,8 @@ static void clip_split(const Tokenizer *t, const int32_t *c, int n, Out *o) {
             bpe_chars(t, c + i + k - 2, 2, o);
             continue;
         }
-        for (int e = 0; !k && c[i] == '\'' && e < COUNT_OF(endings); e++) k = literal_at(c + i, n - i, endings[e]);
+        for (int e = 0; !k && c[i] == '\'' && e < COUNT_OF(endings); e++)
+            k = literal_at(c + i, n - i, endings[e]);
         if (!k) {
             CharClass class = char_class(c[i]);
             for (k = 1; class != NUMBER && i + k < n && char_class(c[i + k]) == class; k++) {}
@@ -397,14 +405,16 @@ static int compose(int32_t *c, int n) {
 static void flush_stretch(const Tokenizer *t, Stretch *s, Out *o) {
     int32_t low[2 * COUNT_OF(s->c)];
     int n = 0;
-    /* Characters that the reference's normaliser does not know part the text: nothing moves or composes across. */
+    /* Characters that the reference's normaliser does not know part the text: nothing moves or composes
+     * across. */
     for (int from = 0, to; from < s->n; from = to) {
         for (to = from; to < s->n && !IN(inert, s->c[to]); to++) {}
         int k = compose(s->c + from, to - from);
         CHECK(k >= 0 && k <= to - from, "composing %d characters gave %d", to - from, k);
         for (int i = from; i < from + k; i++) {
             low[n++] = lower(s->c[i]);
-            if (s->c[i] == 0x130) low[n - 1] = 'i', low[n++] = 0x307; /* the one capital whose small form is two */
+            if (s->c[i] == 0x130)
+                low[n - 1] = 'i', low[n++] = 0x307; /* the one capital whose small form is two */
         }
         if (to < s->n) low[n++] = lower(s->c[to++]);
     }
@@ -448,7 +458,8 @@ int token_encode(const Tokenizer *t, const char *text, size_t len, int *ids, int
 /* ---- Files ---- */
 
 static bool add_token(Tokenizer *t, const char *name, const char *s, size_t n, int64_t id, Error *e) {
-    if (id < 0 || id >= MAX_ID) return fail_as(e, FAIL_MODEL, "%s: token id %" PRId64 " is not in 0 .. %d", name, id, MAX_ID - 1);
+    if (id < 0 || id >= MAX_ID)
+        return fail_as(e, FAIL_MODEL, "%s: token id %" PRId64 " is not in 0 .. %d", name, id, MAX_ID - 1);
     vocab_add(&t->vocab, s, n, (int)id);
     return true;
 }
@@ -469,11 +480,13 @@ static bool read_lines(Tokenizer *t, const char *name, const char *p, size_t siz
 }
 
 static bool read_vocab_json(Tokenizer *t, const char *name, json_t *vocab, Error *e) {
-    if (!json_is_object(vocab)) return fail_as(e, FAIL_MODEL, "%s: the vocabulary is not a JSON object of token: id", name);
+    if (!json_is_object(vocab))
+        return fail_as(e, FAIL_MODEL, "%s: the vocabulary is not a JSON object of token: id", name);
     const char *key;
     json_t *value;
     json_object_foreach(vocab, key, value) {
-        if (!json_is_integer(value)) return fail_as(e, FAIL_MODEL, "%s: the id of token \"%.60s\" is not a whole number", name, key);
+        if (!json_is_integer(value))
+            return fail_as(e, FAIL_MODEL, "%s: the id of token \"%.60s\" is not a whole number", name, key);
         if (!add_token(t, name, key, strlen(key), json_integer_value(value), e)) return false;
     }
     return true;
@@ -484,8 +497,8 @@ static bool add_special(Tokenizer *t, const char *name, const char *text, int id
         if (!strcmp(t->special[i].text, text)) return true;
     size_t n = strlen(text);
     if (n == 0 || n >= sizeof t->special[0].text)
-        return fail_as(e, FAIL_MODEL, "%s: special token \"%.60s\" has %zu bytes, 1 to %zu are possible", name, text, n,
-                       sizeof t->special[0].text - 1);
+        return fail_as(e, FAIL_MODEL, "%s: special token \"%.60s\" has %zu bytes, 1 to %zu are possible",
+                       name, text, n, sizeof t->special[0].text - 1);
     if (t->nspecial == MAX_SPECIAL)
         return fail_as(e, FAIL_MODEL, "%s: more than %d special tokens", name, MAX_SPECIAL);
     memcpy(t->special[t->nspecial].text, text, n + 1);
@@ -501,7 +514,8 @@ static bool read_added_tokens(Tokenizer *t, const char *name, json_t *added, Err
         const char *text = json_string_value(json_object_get(x, "content"));
         json_t *id = json_object_get(x, "id");
         if (!text || !json_is_integer(id))
-            return fail_as(e, FAIL_MODEL, "%s: added_tokens[%zu] needs \"content\" (text) and \"id\" (a number)", name, i);
+            return fail_as(e, FAIL_MODEL,
+                           "%s: added_tokens[%zu] needs \"content\" (text) and \"id\" (a number)", name, i);
         if (!add_token(t, name, text, strlen(text), json_integer_value(id), e) ||
             !add_special(t, name, text, (int)json_integer_value(id), e))
             return false;
@@ -510,26 +524,30 @@ static bool read_added_tokens(Tokenizer *t, const char *name, json_t *added, Err
 }
 
 /* One merge: left and right, both in the vocabulary, and so is what they make. */
-static bool add_merge(Tokenizer *t, const char *name, int64_t row, const char *left, size_t nleft, const char *right,
-                      size_t nright, Merge **list, int64_t *n, int64_t *cap, Error *e) {
+static bool add_merge(Tokenizer *t, const char *name, int64_t row, const char *left, size_t nleft,
+                      const char *right, size_t nright, Merge **list, int64_t *n, int64_t *cap, Error *e) {
     char both[512];
-    if (nleft + nright > sizeof both) return fail_as(e, FAIL_MODEL, "%s: merge %" PRId64 " has %zu bytes", name, row, nleft + nright);
+    if (nleft + nright > sizeof both)
+        return fail_as(e, FAIL_MODEL, "%s: merge %" PRId64 " has %zu bytes", name, row, nleft + nright);
     memcpy(both, left, nleft);
     memcpy(both + nleft, right, nright);
     Merge m = {vocab_find(&t->vocab, left, nleft), vocab_find(&t->vocab, right, nright), (int)*n,
                vocab_find(&t->vocab, both, nleft + nright)};
     if (m.left < 0 || m.right < 0 || m.id < 0)
-        return fail_as(e, FAIL_MODEL, "%s: merge %" PRId64 " (\"%.*s\" + \"%.*s\"): %s is not in the vocabulary", name, row,
+        return fail_as(e, FAIL_MODEL,
+                       "%s: merge %" PRId64 " (\"%.*s\" + \"%.*s\"): %s is not in the vocabulary", name, row,
                        (int)MIN(nleft, 60), left, (int)MIN(nright, 60), right,
-                       m.left < 0 ? "the first" : m.right < 0 ? "the second" : "what they make");
+                       m.left < 0    ? "the first"
+                       : m.right < 0 ? "the second"
+                                     : "what they make");
     if (*n >= MAX_ID) return fail_as(e, FAIL_MODEL, "%s: more than %d merges", name, MAX_ID);
     GROW(*list, *cap, *n + 1);
     (*list)[(*n)++] = m;
     return true;
 }
 
-static bool read_merge_lines(Tokenizer *t, const char *name, const char *p, size_t size, Merge **list, int64_t *n, int64_t *cap,
-                             Error *e) {
+static bool read_merge_lines(Tokenizer *t, const char *name, const char *p, size_t size, Merge **list,
+                             int64_t *n, int64_t *cap, Error *e) {
     const char *end = p + size;
     for (int64_t row = 1; p < end; row++) {
         const char *nl = memchr(p, '\n', (size_t)(end - p)), *stop = nl ? nl : end, *next = nl ? nl + 1 : end;
@@ -538,15 +556,20 @@ static bool read_merge_lines(Tokenizer *t, const char *name, const char *p, size
         bool header = stop - p >= 8 && !memcmp(p, "#version", 8);
         if (!header && stop > p) {
             if (!space || space == p || space + 1 == stop || memchr(space + 1, ' ', (size_t)(stop - space - 1)))
-                return fail_as(e, FAIL_MODEL, "%s:%" PRId64 ": a merge is two pieces with one space between them", name, row);
-            if (!add_merge(t, name, row, p, (size_t)(space - p), space + 1, (size_t)(stop - space - 1), list, n, cap, e)) return false;
+                return fail_as(e, FAIL_MODEL,
+                               "%s:%" PRId64 ": a merge is two pieces with one space between them", name,
+                               row);
+            if (!add_merge(t, name, row, p, (size_t)(space - p), space + 1, (size_t)(stop - space - 1), list,
+                           n, cap, e))
+                return false;
         }
         p = next;
     }
     return true;
 }
 
-static bool read_merge_json(Tokenizer *t, const char *name, json_t *merges, Merge **list, int64_t *n, int64_t *cap, Error *e) {
+static bool read_merge_json(Tokenizer *t, const char *name, json_t *merges, Merge **list, int64_t *n,
+                            int64_t *cap, Error *e) {
     if (!json_is_array(merges)) return fail_as(e, FAIL_MODEL, "%s: model.merges is not a list", name);
     size_t i;
     json_t *x;
@@ -572,14 +595,15 @@ static void build_merges(Tokenizer *t, const Merge *list, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         uint64_t key = ((uint64_t)(uint32_t)list[i].left << 32 | (uint32_t)list[i].right) * 0x9e3779b97f4a7c15u;
         uint32_t k = (uint32_t)(key >> 32);
-        while (t->merge[k & t->merge_mask].id >= 0 &&
-               (t->merge[k & t->merge_mask].left != list[i].left || t->merge[k & t->merge_mask].right != list[i].right))
+        while (t->merge[k & t->merge_mask].id >= 0 && (t->merge[k & t->merge_mask].left != list[i].left ||
+                                                       t->merge[k & t->merge_mask].right != list[i].right))
             k++;
         t->merge[k & t->merge_mask] = list[i];
     }
 }
 
-/* Bytes that print keep their code point, the other 68 become 256, 257, ...: a byte string becomes readable text. */
+/* Bytes that print keep their code point, the other 68 become 256, 257, ...: a byte string becomes readable
+ * text. */
 static void build_bytes(Tokenizer *t) {
     int next = 256;
     for (int b = 0; b < 256; b++) {
@@ -595,13 +619,17 @@ static void build_bytes(Tokenizer *t) {
 
 static bool need(const Tokenizer *t, const char *name, const char *token, int *id, Error *e) {
     *id = vocab_find(&t->vocab, token, strlen(token));
-    return *id >= 0 || fail_as(e, FAIL_MODEL, "%s: the vocabulary has no %s (a vocabulary of another model?)", name, token);
+    return *id >= 0 || fail_as(e, FAIL_MODEL, "%s: the vocabulary has no %s (a vocabulary of another model?)",
+                               name, token);
 }
 
 static bool finish(Tokenizer *t, const char *name, const Merge *list, int64_t n, Error *e) {
-    static const char *const bert[] = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}, *const clip[] = {"<|startoftext|>", "<|endoftext|>"};
+    static const char *const bert[] = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}, *const clip[] = {
+                                                                                          "<|startoftext|>",
+                                                                                          "<|endoftext|>"};
     bool is_bert = t->kind == TOKEN_BERT;
-    if (!need(t, name, is_bert ? "[CLS]" : clip[0], &t->first, e) || !need(t, name, is_bert ? "[SEP]" : clip[1], &t->last, e) ||
+    if (!need(t, name, is_bert ? "[CLS]" : clip[0], &t->first, e) ||
+        !need(t, name, is_bert ? "[SEP]" : clip[1], &t->last, e) ||
         !need(t, name, is_bert ? "[UNK]" : clip[1], &t->unk, e))
         return false;
     for (int i = 0; i < (is_bert ? COUNT_OF(bert) : COUNT_OF(clip)); i++) {
@@ -615,26 +643,30 @@ static bool finish(Tokenizer *t, const char *name, const Merge *list, int64_t n,
         const Entry *x = &t->vocab.entry[i];
         if (t->by_id[x->id])
             return fail_as(e, FAIL_MODEL, "%s: tokens \"%.40s\" and \"%.40s\" have the same id %d", name,
-                           t->vocab.blob + t->vocab.entry[t->by_id[x->id] - 1].at, t->vocab.blob + x->at, x->id);
+                           t->vocab.blob + t->vocab.entry[t->by_id[x->id] - 1].at, t->vocab.blob + x->at,
+                           x->id);
         t->by_id[x->id] = (int)i + 1;
     }
     if (!is_bert) build_merges(t, list, n), build_bytes(t);
     return true;
 }
 
-static bool read_tokenizer_json(Tokenizer *t, const char *name, json_t *root, Merge **list, int64_t *n, int64_t *cap, Error *e) {
+static bool read_tokenizer_json(Tokenizer *t, const char *name, json_t *root, Merge **list, int64_t *n,
+                                int64_t *cap, Error *e) {
     json_t *model = json_object_get(root, "model");
-    const char *type = json_string_value(json_object_get(model, "type")), *want = t->kind == TOKEN_BERT ? "WordPiece" : "BPE";
+    const char *type = json_string_value(json_object_get(model, "type")),
+               *want = t->kind == TOKEN_BERT ? "WordPiece" : "BPE";
     if (!model) return fail_as(e, FAIL_MODEL, "%s: no \"model\" (is this a tokenizer.json?)", name);
     if (type && strcmp(type, want)) /* old files have no type */
         return fail_as(e, FAIL_MODEL, "%s: a %.40s tokenizer, this model needs %s", name, type, want);
     return read_vocab_json(t, name, json_object_get(model, "vocab"), e) &&
            read_added_tokens(t, name, json_object_get(root, "added_tokens"), e) &&
-           (t->kind == TOKEN_BERT || read_merge_json(t, name, json_object_get(model, "merges"), list, n, cap, e));
+           (t->kind == TOKEN_BERT ||
+            read_merge_json(t, name, json_object_get(model, "merges"), list, n, cap, e));
 }
 
-Tokenizer *token_open_memory(const char *name, TokenKind kind, const char *vocab, size_t vocab_size, const char *merges,
-                             size_t merges_size, Error *e) {
+Tokenizer *token_open_memory(const char *name, TokenKind kind, const char *vocab, size_t vocab_size,
+                             const char *merges, size_t merges_size, Error *e) {
     Tokenizer *t = xcalloc(1, sizeof *t);
     t->kind = kind;
     Merge *list = NULL;
@@ -652,7 +684,8 @@ Tokenizer *token_open_memory(const char *name, TokenKind kind, const char *vocab
             fail_as(e, FAIL_MODEL, "%s:%d:%d: %s", name, why.line, why.column, why.text);
             goto out;
         }
-        ok = merges ? read_vocab_json(t, name, root, e) && read_merge_lines(t, name, merges, merges_size, &list, &n, &cap, e)
+        ok = merges ? read_vocab_json(t, name, root, e) &&
+                          read_merge_lines(t, name, merges, merges_size, &list, &n, &cap, e)
                     : read_tokenizer_json(t, name, root, &list, &n, &cap, e);
     } else {
         ok = read_lines(t, name, vocab, vocab_size, e);
@@ -681,13 +714,15 @@ Tokenizer *token_open(const char *folder, TokenKind kind, Error *e) {
         return NULL;
     bool plain = exists(vocab) && (bert || exists(merges));
     if (!plain && !exists(whole)) {
-        fail_as(e, FAIL_MODEL, "%s: no %s and no tokenizer.json there", folder, bert ? "vocab.txt" : "vocab.json with merges.txt");
+        fail_as(e, FAIL_MODEL, "%s: no %s and no tokenizer.json there", folder,
+                bert ? "vocab.txt" : "vocab.json with merges.txt");
         return NULL;
     }
     char *v = NULL, *m = NULL;
     size_t nv = 0, nm = 0;
     Tokenizer *t = NULL;
-    if (file_read(plain ? vocab : whole, &v, &nv, MAX_FILE, e) && (!plain || bert || file_read(merges, &m, &nm, MAX_FILE, e)))
+    if (file_read(plain ? vocab : whole, &v, &nv, MAX_FILE, e) &&
+        (!plain || bert || file_read(merges, &m, &nm, MAX_FILE, e)))
         t = token_open_memory(plain ? vocab : whole, kind, v, nv, m, nm, e);
     else if (e) e->status = FAIL_MODEL;
     free(v);

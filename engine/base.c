@@ -137,7 +137,7 @@ uint64_t hash_bytes(const void *p, size_t n, uint64_t seed) {
 
 bool file_read(const char *path, char **data, size_t *size, size_t limit, Error *e) {
     *data = NULL;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not hang us */
     if (fd < 0) return fail_as(e, FAIL_DATA, "%s: %s", path, strerror(errno));
     struct stat st;
     if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
@@ -208,6 +208,8 @@ bool file_write_atomic(const char *path, const void *data, size_t size, Error *e
 
 bool make_dirs(const char *path, Error *e) {
     char p[PATH_MAX];
+    struct stat st;
+    if (!*path) return fail_as(e, FAIL_DISK, "a folder's name is empty");
     if (snprintf(p, sizeof p, "%s", path) >= (int)sizeof p) return fail_as(e, FAIL_DISK, "%s: path too long", path);
     for (char *s = p + 1;; s++) {
         if (*s && *s != '/') continue;
@@ -215,6 +217,7 @@ bool make_dirs(const char *path, Error *e) {
         *s = 0;
         if (mkdir(p, 0777) && errno != EEXIST)
             return fail_as(e, FAIL_DISK, "%s: cannot make the folder: %s", p, strerror(errno));
+        if (!was && (stat(p, &st) || !S_ISDIR(st.st_mode))) return fail_as(e, FAIL_DISK, "%s: not a folder", p);
         if (!was) return true;
         *s = was;
     }

@@ -15,6 +15,23 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 
 static void remove_tree(const char *path) { nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS); }
 
+/* state.json goes first: what is left of an interrupted removal is not taken for a whole checkpoint. */
+static void remove_checkpoint(const char *path) {
+    char state[PATH_MAX];
+    if (snprintf(state, sizeof state, "%s/state.json", path) < (int)sizeof state) unlink(state);
+    remove_tree(path);
+}
+
+/* The unfinished folders of runs that were killed while they saved. One run at a time writes to a folder, so all of them. */
+static void remove_unfinished(const char *out) {
+    char path[PATH_MAX];
+    DIR *d = opendir(out);
+    if (!d) return;
+    for (struct dirent *f; (f = readdir(d));)
+        if (!strncmp(f->d_name, "tmp-checkpoint.", 15) && snprintf(path, sizeof path, "%s/%s", out, f->d_name) < (int)sizeof path) remove_tree(path);
+    closedir(d);
+}
+
 /* "checkpoint-000500" -> 500, anything else -> -1. */
 static int64_t step_of(const char *name) {
     char *end;
@@ -61,7 +78,8 @@ static void prune(const char *out, int keep) {
         }
         closedir(d);
         if (n <= keep) return;
-        remove_tree(victim);
+        remove_checkpoint(victim);
+        if (!access(victim, F_OK)) return; /* not ours to remove */
     }
 }
 
@@ -87,12 +105,12 @@ bool ckpt_save(const char *out, int64_t step, const CkptPart *part, int n, const
     char tmp[PATH_MAX], final[PATH_MAX];
     snprintf(tmp, sizeof tmp, "%s/tmp-checkpoint.%d", out, (int)getpid());
     snprintf(final, sizeof final, "%s/checkpoint-%06" PRId64, out, step);
-    remove_tree(tmp);
+    remove_unfinished(out);
     if (!make_dirs(tmp, e) || !save_parts(tmp, step, part, n, config, e)) {
         remove_tree(tmp);
         return fail_in(e, "checkpoint at step %" PRId64, step);
     }
-    if (whole(out, strrchr(final, '/') + 1)) remove_tree(final); /* a resumed run writes the same again */
+    if (!access(final, F_OK)) remove_checkpoint(final); /* the same step again, or what is left of one */
     if (rename(tmp, final)) {
         fail_as(e, FAIL_DISK, "%s: cannot rename the finished checkpoint: %s", final, strerror(errno));
         remove_tree(tmp);

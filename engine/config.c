@@ -1,9 +1,10 @@
 /* config.c -- reads and prints the options of config.h.
  *
- * The rows become one array of Option. libcyaml gets a schema built from it in which every leaf is text, so that a value
- * from a file and one from the command line pass through the same function (`set_value`) and get the same sentences.
- * libcyaml tells lines only for the place where it stops itself. When we are the ones who object (bounds, an unknown
- * key), we load the text once more with a schema that cannot take that key, and it tells us its line (`line_of`).
+ * The rows become one array of Option. libcyaml gets a schema built from it in which every leaf is text, so
+ * that a value from a file and one from the command line pass through the same function (`set_value`) and get
+ * the same sentences. libcyaml tells lines only for the place where it stops itself. When we are the ones who
+ * object (bounds, an unknown key), we load the text once more with a schema that cannot take that key, and it
+ * tells us its line (`line_of`).
  */
 #include "engine/config.h"
 
@@ -28,11 +29,14 @@ typedef struct Option {
 } Option;
 
 /* One function per section holds its rows; S is the section's struct there, which the rows cannot name. */
-#define INT_ROW(n, d, lo, hi, h)   {.name = #n, .kind = INT, .at = offsetof(S, n), .number = d, .min = lo, .max = hi, .help = h},
-#define FLOAT_ROW(n, d, lo, hi, h) {.name = #n, .kind = FLOAT, .at = offsetof(S, n), .number = d, .min = lo, .max = hi, .help = h},
+#define INT_ROW(n, d, lo, hi, h)                                                                             \
+    {.name = #n, .kind = INT, .at = offsetof(S, n), .number = d, .min = lo, .max = hi, .help = h},
+#define FLOAT_ROW(n, d, lo, hi, h)                                                                           \
+    {.name = #n, .kind = FLOAT, .at = offsetof(S, n), .number = d, .min = lo, .max = hi, .help = h},
 #define BOOL_ROW(n, d, h)          {.name = #n, .kind = BOOL, .at = offsetof(S, n), .number = d, .help = h},
 #define TEXT_ROW(n, d, h)          {.name = #n, .kind = TEXT, .at = offsetof(S, n), .text = d, .help = h},
-#define CHOICE_ROW(n, d, c, h)     {.name = #n, .kind = CHOICE, .at = offsetof(S, n), .text = d, .choices = c, .help = h},
+#define CHOICE_ROW(n, d, c, h)                                                                               \
+    {.name = #n, .kind = CHOICE, .at = offsetof(S, n), .text = d, .choices = c, .help = h},
 #define X(section, OPTIONS)                                                                                  \
     static const Option *section##_rows(int *n) {                                                            \
         typedef __typeof__(((Config *)0)->section) S;                                                        \
@@ -51,7 +55,9 @@ static const struct { const char *name; const Option *(*rows)(int *n); size_t at
 #define NSECTIONS COUNT_OF(sections)
 #define MAX_ROWS  128 /* per section */
 
-static void *field_of(const Config *c, int section, const Option *o) { return (char *)c + sections[section].at + o->at; }
+static void *field_of(const Config *c, int section, const Option *o) {
+    return (char *)c + sections[section].at + o->at;
+}
 
 /* A text of the outside world as it may stand in a sentence: one line, not too long. */
 static const char *shown(const char *s) {
@@ -68,7 +74,8 @@ static const char *shown(const char *s) {
 
 static bool set_text(char *field, const char *value, const char *what, Error *e) {
     size_t n = strlen(value);
-    if (n >= CONFIG_TEXT) return fail_as(e, FAIL_CONFIG, "%s has %zu bytes, at most %d are possible", what, n, CONFIG_TEXT - 1);
+    if (n >= CONFIG_TEXT)
+        return fail_as(e, FAIL_CONFIG, "%s has %zu bytes, at most %d are possible", what, n, CONFIG_TEXT - 1);
     utf8proc_int32_t c;
     utf8proc_ssize_t k = 0;
     for (size_t i = 0; i < n; i += (size_t)k)
@@ -110,13 +117,15 @@ static bool set_value(void *field, const Option *o, const char *value, const cha
         if (end == value || *end || isspace((unsigned char)*value))
             return fail_as(e, FAIL_CONFIG, "%s: \"%s\" is not a whole number", what, shown(value));
         if (errno || v < (long long)o->min || v > (long long)o->max)
-            return fail_as(e, FAIL_CONFIG, "%s: %s is not within %.0f .. %.0f", what, shown(value), o->min, o->max);
+            return fail_as(e, FAIL_CONFIG, "%s: %s is not within %.0f .. %.0f", what, shown(value), o->min,
+                           o->max);
         *(int *)field = (int)v;
         return true;
     }
     case FLOAT: {
         double v = strtod(value, &end);
-        if (end == value || *end || isspace((unsigned char)*value) || strpbrk(value, "xXnN")) /* no hexadecimal, inf, nan */
+        if (end == value || *end || isspace((unsigned char)*value) ||
+            strpbrk(value, "xXnN")) /* no hexadecimal, inf, nan */
             return fail_as(e, FAIL_CONFIG, "%s: \"%s\" is not a number", what, shown(value));
         if (!(v >= o->min && v <= o->max))
             return fail_as(e, FAIL_CONFIG, "%s: %s is not within %g .. %g", what, shown(value), o->min, o->max);
@@ -171,13 +180,18 @@ static bool unknown_name(Error *e, const char *place, int section, const char *n
     const Option *row = section < 0 ? NULL : sections[section].rows(&n);
     for (int i = 0; i < n; i++) names[i] = row ? row[i].name : sections[i].name;
     const char *near = nearest(name, names, n);
-    if (near) return fail_as(e, FAIL_CONFIG, "%s: unknown %s \"%s\" (did you mean %s?)", place, row ? "option" : "section", shown(name), near);
+    if (near)
+        return fail_as(e, FAIL_CONFIG, "%s: unknown %s \"%s\" (did you mean %s?)", place,
+                       row ? "option" : "section", shown(name), near);
     for (int s = 0; s < NSECTIONS; s++)
         if (find_option(s, name))
-            return fail_as(e, FAIL_CONFIG, "%s: unknown %s \"%s\" (it belongs into section %s)", place, row ? "option" : "section", name, sections[s].name);
+            return fail_as(e, FAIL_CONFIG, "%s: unknown %s \"%s\" (it belongs into section %s)", place,
+                           row ? "option" : "section", name, sections[s].name);
     char list[600] = "";
-    for (int i = 0; i < n; i++) snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", names[i]);
-    return fail_as(e, FAIL_CONFIG, "%s: unknown %s \"%s\"; there %s %s", place, row ? "option" : "section", shown(name), n == 1 ? "is" : "are", list);
+    for (int i = 0; i < n; i++)
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", names[i]);
+    return fail_as(e, FAIL_CONFIG, "%s: unknown %s \"%s\"; there %s %s", place, row ? "option" : "section",
+                   shown(name), n == 1 ? "is" : "are", list);
 }
 
 bool config_set(Config *c, const char *assignment, Error *e) {
@@ -199,7 +213,8 @@ bool config_set(Config *c, const char *assignment, Error *e) {
 
 typedef struct Load { /* one pass of libcyaml over the text, and what its log said */
     cyaml_schema_field_t top[NSECTIONS + 2], rows[NSECTIONS][MAX_ROWS + 2];
-    char *values[NSECTIONS + 1][MAX_ROWS]; /* the text of each leaf, NULL when it is not there; the last row is spare */
+    char *values[NSECTIONS + 1]
+                [MAX_ROWS]; /* the text of each leaf, NULL when it is not there; the last row is spare */
     char key[256];                     /* of the unexpected or repeated key */
     char field[2][256];                /* innermost mapping fields, from inside out */
     int nfields, line;
@@ -222,7 +237,8 @@ static void listen(cyaml_log_t level, void *context, const char *fmt, va_list ap
         snprintf(l->key, sizeof l->key, "%s", at + 14);
     } else if ((at = strstr(text, "in mapping field '"))) {
         const char *close = strstr(at + 18, "' (line: ");
-        if (l->nfields < 2 && close) snprintf(l->field[l->nfields++], sizeof l->field[0], "%.*s", (int)(close - at - 18), at + 18);
+        if (l->nfields < 2 && close)
+            snprintf(l->field[l->nfields++], sizeof l->field[0], "%.*s", (int)(close - at - 18), at + 18);
         if (l->nfields == 1 && close) l->line = atoi(close + 9);
     } else if ((at = strstr(text, "(line: ")) || (at = strstr(text, "line: "))) {
         if (!l->line) l->line = atoi(strstr(at, "line: ") + 6);
@@ -232,12 +248,16 @@ static void listen(cyaml_log_t level, void *context, const char *fmt, va_list ap
 }
 
 static cyaml_schema_field_t leaf(const char *name, size_t at, uint32_t min) {
-    return (cyaml_schema_field_t){.key = name, .data_offset = (uint32_t)at, .value = {.type = CYAML_STRING,
-        .flags = CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, .data_size = 1, .string = {.min = min, .max = UINT32_MAX}}};
+    return (cyaml_schema_field_t){.key = name,
+                                  .data_offset = (uint32_t)at,
+                                  .value = {.type = CYAML_STRING,
+                                            .flags = CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL,
+                                            .data_size = 1,
+                                            .string = {.min = min, .max = UINT32_MAX}}};
 }
 
-/* Loads the text into l->values. poison: a key (of section `where`, -1 the top level) that the schema takes only with a
- * text of 4 GB, so that libcyaml stops at it and tells its line. */
+/* Loads the text into l->values. poison: a key (of section `where`, -1 the top level) that the schema takes
+ * only with a text of 4 GB, so that libcyaml stops at it and tells its line. */
 static bool load(Load *l, const char *text, size_t size, int where, const char *poison) {
     memset(l, 0, sizeof *l);
     for (int s = 0; s < NSECTIONS; s++) {
@@ -247,13 +267,25 @@ static bool load(Load *l, const char *text, size_t size, int where, const char *
             bool bad = poison && where == s && !strcmp(poison, row[i].name);
             l->rows[s][i] = leaf(row[i].name, (size_t)i * sizeof(char *), bad ? UINT32_MAX : 0);
         }
-        if (poison && where == s && !find_option(s, poison)) l->rows[s][n] = leaf(poison, (size_t)n * sizeof(char *), UINT32_MAX);
-        l->top[s] = (cyaml_schema_field_t){.key = sections[s].name, .data_offset = (uint32_t)(s * (int)sizeof l->values[0]),
-            .value = {.type = CYAML_MAPPING, .flags = CYAML_FLAG_OPTIONAL, .data_size = sizeof l->values[0], .mapping = {l->rows[s]}}};
+        if (poison && where == s && !find_option(s, poison))
+            l->rows[s][n] = leaf(poison, (size_t)n * sizeof(char *), UINT32_MAX);
+        l->top[s] = (cyaml_schema_field_t){.key = sections[s].name,
+                                           .data_offset = (uint32_t)(s * (int)sizeof l->values[0]),
+                                           .value = {.type = CYAML_MAPPING,
+                                                     .flags = CYAML_FLAG_OPTIONAL,
+                                                     .data_size = sizeof l->values[0],
+                                                     .mapping = {l->rows[s]}}};
     }
     if (poison && where < 0) l->top[NSECTIONS] = leaf(poison, NSECTIONS * sizeof l->values[0], UINT32_MAX);
-    cyaml_schema_value_t root = {.type = CYAML_MAPPING, .flags = CYAML_FLAG_POINTER, .data_size = sizeof l->values, .mapping = {l->top}};
-    cyaml_config_t how = {.log_fn = listen, .log_ctx = l, .mem_fn = cyaml_mem, .log_level = CYAML_LOG_ERROR, .flags = CYAML_CFG_NO_ALIAS};
+    cyaml_schema_value_t root = {.type = CYAML_MAPPING,
+                                 .flags = CYAML_FLAG_POINTER,
+                                 .data_size = sizeof l->values,
+                                 .mapping = {l->top}};
+    cyaml_config_t how = {.log_fn = listen,
+                          .log_ctx = l,
+                          .mem_fn = cyaml_mem,
+                          .log_level = CYAML_LOG_ERROR,
+                          .flags = CYAML_CFG_NO_ALIAS};
     void *got = NULL;
     cyaml_err_t err = cyaml_load_data((const uint8_t *)text, size, &how, &root, &got, NULL);
     if (err == CYAML_OK && got) {
@@ -286,11 +318,13 @@ static bool refused(const Load *l, const char *name, const char *text, size_t si
     const char *outer = l->nfields ? l->field[l->nfields - 1] : NULL;
     int s = outer ? find_section(outer, strlen(outer)) : -1;
     if (l->unexpected || l->again) {
-        int where = l->again && l->nfields < 2 ? -1 : s; /* a repeated section is itself the field of the trace */
+        int where =
+            l->again && l->nfields < 2 ? -1 : s; /* a repeated section is itself the field of the trace */
         int line = line_of(text, size, where, l->key);
         snprintf(place, sizeof place, "%s:%d", name, line ? line : MAX(l->line, 1));
         if (l->unexpected) return unknown_name(e, place, s, l->key);
-        return fail_as(e, FAIL_CONFIG, "%s: %s \"%s\" is given twice (this is the first place)", place, where < 0 ? "section" : "option", shown(l->key));
+        return fail_as(e, FAIL_CONFIG, "%s: %s \"%s\" is given twice (this is the first place)", place,
+                       where < 0 ? "section" : "option", shown(l->key));
     }
     snprintf(place, sizeof place, "%s:%d", name, MAX(l->line, 1));
     char why[400];
@@ -299,13 +333,16 @@ static bool refused(const Load *l, const char *name, const char *text, size_t si
     if (strstr(l->said, "Expecting MAPPING")) strcpy(why, "\"option: value\" lines are expected here");
     if (strstr(l->said, "Internal error")) strcpy(why, "a name must be one plain word");
     if (strstr(l->said, "alias")) strcpy(why, "aliases (*name) are not possible here, write the value out");
-    if (!strncmp(l->said, "libyaml: ", 9)) snprintf(why, sizeof why, "not YAML, here or just below: %s", l->said + 9);
-    if (l->nfields == 2) return fail_as(e, FAIL_CONFIG, "%s: %s.%s: %s", place, shown(l->field[1]), shown(l->field[0]), why);
+    if (!strncmp(l->said, "libyaml: ", 9))
+        snprintf(why, sizeof why, "not YAML, here or just below: %s", l->said + 9);
+    if (l->nfields == 2)
+        return fail_as(e, FAIL_CONFIG, "%s: %s.%s: %s", place, shown(l->field[1]), shown(l->field[0]), why);
     if (l->nfields == 1) return fail_as(e, FAIL_CONFIG, "%s: section %s: %s", place, shown(l->field[0]), why);
     return fail_as(e, FAIL_CONFIG, "%s: %s", place, why);
 }
 
-/* What libcyaml would let pass: bytes that are not UTF-8 (it reads UTF-16 too), and further documents, which it drops. */
+/* What libcyaml would let pass: bytes that are not UTF-8 (it reads UTF-16 too), and further documents, which
+ * it drops. */
 static bool check_text(const char *name, const char *text, size_t size, Error *e) {
     int line = 1;
     bool begun = false; /* something other than comments came */
@@ -313,15 +350,20 @@ static bool check_text(const char *name, const char *text, size_t size, Error *e
         size_t start = i;
         while (i < size && text[i] != '\n' && text[i] != '\r') {
             utf8proc_int32_t c;
-            utf8proc_ssize_t k = utf8proc_iterate((const utf8proc_uint8_t *)text + i, (utf8proc_ssize_t)(size - i), &c);
-            if (k <= 0 || c == 0) return fail_as(e, FAIL_CONFIG, "%s:%d: column %zu is not UTF-8 text", name, line, i - start + 1);
+            utf8proc_ssize_t k =
+                utf8proc_iterate((const utf8proc_uint8_t *)text + i, (utf8proc_ssize_t)(size - i), &c);
+            if (k <= 0 || c == 0)
+                return fail_as(e, FAIL_CONFIG, "%s:%d: column %zu is not UTF-8 text", name, line,
+                               i - start + 1);
             i += (size_t)k;
         }
         size_t n = i - start;
         const char *p = text + start;
-        if (n >= 3 && (!memcmp(p, "---", 3) || !memcmp(p, "...", 3)) && (n == 3 || p[3] == ' ' || p[3] == '\t')) {
+        if (n >= 3 && (!memcmp(p, "---", 3) || !memcmp(p, "...", 3)) &&
+            (n == 3 || p[3] == ' ' || p[3] == '\t')) {
             if (begun && (p[0] == '-' || i + 1 < size))
-                return fail_as(e, FAIL_CONFIG, "%s:%d: a config is one YAML document, another begins here", name, line);
+                return fail_as(e, FAIL_CONFIG, "%s:%d: a config is one YAML document, another begins here",
+                               name, line);
             begun = true;
         }
         size_t blank = strspn(p, " \t") < n ? strspn(p, " \t") : n;
@@ -355,7 +397,8 @@ static bool parse(Config *c, const char *name, const char *text, size_t size, Er
 }
 
 bool config_parse(Config *c, const char *name, const char *text, size_t size, Error *e) {
-    if (size > MAX_FILE) return fail_as(e, FAIL_CONFIG, "%s: %zu bytes, a config has at most %zu", name, size, MAX_FILE);
+    if (size > MAX_FILE)
+        return fail_as(e, FAIL_CONFIG, "%s: %zu bytes, a config has at most %zu", name, size, MAX_FILE);
     char *copy = xcalloc(size + 1, 1);
     memcpy(copy, text, size);
     bool ok = parse(c, name, copy, size, e);
@@ -406,7 +449,8 @@ static void print_text(FILE *f, const char *s) {
         if (k <= 0) k = 1, c = '?'; /* set_text let none in */
         if (c == '"' || c == '\\') fprintf(f, "\\%c", (char)c);
         else if (c < 32 || (c >= 127 && c < 160)) fprintf(f, "\\x%02X", (unsigned)c);
-        else if (c == 0x2028 || c == 0x2029 || c == 0xfeff || c == 0xfffe || c == 0xffff) fprintf(f, "\\u%04X", (unsigned)c);
+        else if (c == 0x2028 || c == 0x2029 || c == 0xfeff || c == 0xfffe || c == 0xffff)
+            fprintf(f, "\\u%04X", (unsigned)c);
         else fwrite(s + i, 1, (size_t)k, f);
         i += (size_t)k;
     }
@@ -463,7 +507,8 @@ bool config_help(FILE *f, const char *section) {
             free(value);
             fprintf(f, "  %-34s %s", name, o->help);
             if (o->kind == INT) fprintf(f, " (%.0f .. %.0f)", o->min, o->max);
-            if (o->kind == FLOAT) fprintf(f, " (%s .. %s)", print_float(low, o->min), print_float(high, o->max));
+            if (o->kind == FLOAT)
+                fprintf(f, " (%s .. %s)", print_float(low, o->min), print_float(high, o->max));
             if (o->choices) fprintf(f, " (%s)", o->choices);
             fputc('\n', f);
         }

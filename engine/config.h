@@ -22,6 +22,11 @@
     TEXT(dir, "", "folder of the dataset")                                                                   \
     TEXT(split, "train", "part of the dataset to train on")                                                  \
     TEXT(val_split, "val", "part of the dataset that train.eval_every looks at")                             \
+    TEXT(val_dir, "", "folder of the validation part; empty: data.dir")                                      \
+    TEXT(val_kind, "steps", "kind of dataset in data.val_dir")                                               \
+    TEXT(mix_dir, "", "train: a second dataset, from which some updates are drawn")                          \
+    TEXT(mix_kind, "gqa", "kind of the second dataset")                                                      \
+    FLOAT(mix_share, 0, 0, 1, "share of the updates that take the second dataset")                           \
     INT(workers, 1, 0, 256, "threads that decode images; 0: the training thread does it")                    \
     INT(limit, 0, 0, 2147483647, "use only the first questions; 0: all")                                     \
     INT(cache_mb, 0, 0, 1000000, "decoded images kept in memory, megabytes")                                 \
@@ -60,6 +65,7 @@
     FLOAT(eps, 1e-8, 1e-30, 1, "AdamW: added to the root")                                                   \
     FLOAT(clip, 1, 0, 1000000, "largest global gradient norm; 0: no clipping")                               \
     FLOAT(label_smoothing, 0, 0, 0.999, "share of the target spread over all answers")                       \
+    FLOAT(augment, 0, 0, 1, "strength of photometric augmentation of data.dir's images")                     \
     FLOAT(loc_l1, 1, 0, 1000, "LOC: weight of the box distance, in matching and loss")                       \
     FLOAT(loc_giou, 1, 0, 1000, "LOC: weight of the generalised IoU term, in matching and loss")             \
     INT(loc_repeat, 1, 1, 64, "LOC: patches matched to each box")                                            \
@@ -81,6 +87,9 @@
     BOOL(filter_confident, true, "keep labels only above confidence")                                        \
     BOOL(filter_replay, true, "keep labels only when the program with them gives the task's answer")         \
     BOOL(use_answer, true, "use the task's answer where the program fixes the last step's")                  \
+    CHOICE(steer, "student", "student|teacher", "whose answers the rest of a training program is run on")     \
+    INT(batch, 256, 1, 65536, "questions of one forward pass of a module")                                   \
+    INT(replay_batch, 32, 1, 65536, "calls of the replay set in one step")                                   \
     TEXT(replay_dir, "", "dataset of the retain term; empty: none")                                          \
     INT(candidates, 6, 1, 64, "LOC: boxes that the teacher verifies per question")                           \
     INT(programs, 64, 1, 65536, "programs of one step")                                                      \
@@ -92,6 +101,8 @@
     TEXT(split, "test", "part of the dataset to evaluate on")                                                \
     INT(limit, 0, 0, 2147483647, "use only the first questions; 0: all")                                     \
     BOOL(blame, false, "also replace one module at a time by the ground truth")                              \
+    TEXT(graphs, "", "scene graphs for eval.blame; empty: SPLIT_sceneGraphs.json in data.dir")               \
+    TEXT(report, "", "file for the results as JSON; empty: none")                                            \
     INT(batch, 256, 1, 65536, "programs run at once")
 
 #define TRACE_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                        \
@@ -110,6 +121,7 @@
 
 /* The choices in the order of their rows. */
 enum { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
+enum { STEER_STUDENT, STEER_TEACHER };
 enum { TRACE_JSONL };
 
 #define INT_FIELD(name, def, min, max, help)   int name;

@@ -27,9 +27,12 @@ static bool ends_in(const char *s, const char *end) {
 static bool read_header(Metrics *m, char *line, Error *e) {
     line[strcspn(line, "\r\n")] = 0;
     char *save = NULL, *word = strtok_r(line, ",", &save);
-    if (!word || strcmp(word, "step")) return fail_as(e, FAIL_DATA, "%s:1: not a log of metrics: its header does not begin with \"step\"", m->path);
+    if (!word || strcmp(word, "step"))
+        return fail_as(e, FAIL_DATA, "%s:1: not a log of metrics: its header does not begin with \"step\"",
+                       m->path);
     while ((word = strtok_r(NULL, ",", &save))) {
-        if (m->ncolumns == MAX_COLUMNS) return fail_as(e, FAIL_DATA, "%s:1: more than %d columns", m->path, MAX_COLUMNS);
+        if (m->ncolumns == MAX_COLUMNS)
+            return fail_as(e, FAIL_DATA, "%s:1: more than %d columns", m->path, MAX_COLUMNS);
         m->column[m->ncolumns++] = xstrdup(word);
     }
     return m->has_header = true;
@@ -50,7 +53,9 @@ static bool find_end(Metrics *m, FILE *f, int64_t from_step, off_t *keep, Error 
             char *end = NULL;
             long long step = number ? strtoll(number, &end, 10) : 0;
             if (!number || end == number || (*end != ',' && *end != '}' && *end != '\n'))
-                ok = fail_as(e, FAIL_DATA, "%s:%" PRId64 ": not a row of metrics (another kind of file? move it away)", m->path, row);
+                ok = fail_as(e, FAIL_DATA,
+                             "%s:%" PRId64 ": not a row of metrics (another kind of file? move it away)",
+                             m->path, row);
             else if (step >= from_step) break;
         }
         if (ok) *keep += n;
@@ -122,7 +127,10 @@ static bool put_csv(Metrics *m, FILE *f, int64_t step, const Metric *row, int n,
         int c = 0;
         while (c < m->ncolumns && strcmp(row[i].key, m->column[c])) c++;
         if (c == m->ncolumns)
-            return fail_as(e, FAIL_DATA, "%s: no column \"%s\" (a CSV file keeps the columns of its first row; use a .jsonl file)", m->path, row[i].key);
+            return fail_as(
+                e, FAIL_DATA,
+                "%s: no column \"%s\" (a CSV file keeps the columns of its first row; use a .jsonl file)",
+                m->path, row[i].key);
     }
     return fail_as(e, FAIL_DATA, "%s: a key twice in one row", m->path);
 }
@@ -132,7 +140,8 @@ bool metrics_row(Metrics *m, int64_t step, const Metric *row, int n, Error *e) {
     size_t size = 0, at = 0;
     FILE *f = open_memstream(&text, &size);
     if (!f) die(FAIL_MEMORY, "out of memory for a row of metrics");
-    for (int i = 0; i < n; i++) CHECK(*row[i].key && !strpbrk(row[i].key, ",\"\\\r\n"), "metric named \"%s\"", row[i].key);
+    for (int i = 0; i < n; i++)
+        CHECK(*row[i].key && !strpbrk(row[i].key, ",\"\\\r\n"), "metric named \"%s\"", row[i].key);
     bool ok = true;
     if (m->csv) {
         ok = put_csv(m, f, step, row, n, e);
@@ -148,7 +157,9 @@ bool metrics_row(Metrics *m, int64_t step, const Metric *row, int n, Error *e) {
     while (ok && at < size) {
         ssize_t k = write(m->fd, text + at, size - at);
         if (k < 0 && errno == EINTR) continue;
-        if (k <= 0) ok = fail_as(e, FAIL_DISK, "%s: cannot write %zu bytes: %s", m->path, size - at, strerror(k ? errno : ENOSPC));
+        if (k <= 0)
+            ok = fail_as(e, FAIL_DISK, "%s: cannot write %zu bytes: %s", m->path, size - at,
+                         strerror(k ? errno : ENOSPC));
         else at += (size_t)k;
     }
     free(text);
@@ -200,7 +211,8 @@ static void draw(Progress *p, int64_t done, double now, const char *text) {
     char line[1024], left[32] = "", bar[24] = "", speed[32] = "";
     double rate = rate_of(p, now, done);
     int percent = p->total > 0 ? (int)(100.0 * (double)MIN(done, p->total) / (double)p->total) : 0;
-    if (rate > 0) snprintf(speed, sizeof speed, rate >= 100 ? " %.0f/s" : rate >= 1 ? " %.1f/s" : " %.3f/s", rate);
+    if (rate > 0)
+        snprintf(speed, sizeof speed, rate >= 100 ? " %.0f/s" : rate >= 1 ? " %.1f/s" : " %.3f/s", rate);
     int n;
     if (p->total <= 0) {
         n = snprintf(line, sizeof line, "%s %" PRId64 "%s %s", p->what, done, speed, text);
@@ -213,10 +225,10 @@ static void draw(Progress *p, int64_t done, double now, const char *text) {
         }
         memset(bar, '-', 20);
         memset(bar, '=', (size_t)percent / 5);
-        n = p->terminal ? snprintf(line, sizeof line, "%s [%s] %3d%% %" PRId64 "/%" PRId64 "%s%s %s", p->what, bar, percent, done,
-                                   p->total, speed, left, text)
-                        : snprintf(line, sizeof line, "%s %" PRId64 "/%" PRId64 " (%d%%)%s%s %s", p->what, done, p->total, percent,
-                                   speed, left, text);
+        n = p->terminal ? snprintf(line, sizeof line, "%s [%s] %3d%% %" PRId64 "/%" PRId64 "%s%s %s", p->what,
+                                   bar, percent, done, p->total, speed, left, text)
+                        : snprintf(line, sizeof line, "%s %" PRId64 "/%" PRId64 " (%d%%)%s%s %s", p->what,
+                                   done, p->total, percent, speed, left, text);
     }
     n = MIN(n, (int)sizeof line - 1);
     if (p->terminal) {

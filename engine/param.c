@@ -27,6 +27,7 @@ static void view_add(ParamSet *ps, Tensor *t, int64_t at) {
 static Param *declare(ParamSet *ps, ParamKind kind, int ndim, const int64_t *shape, const char *name) {
     Param *p = ARENA_NEW(ps->arena, Param, 1);
     *p = (Param){.name = arena_strdup(ps->arena, name, strlen(name)), .kind = kind, .at = ps->total, .lr_scale = 1};
+    p->scalar = ndim == 0;
     p->t = (Tensor){.ndim = MAX(ndim, 1), .dtype = F32, .name = p->name, .shape = {1}}; /* a scalar is one value */
     for (int i = 0; i < ndim; i++) p->t.shape[i] = shape[i];
     p->n = numel(&p->t);
@@ -242,7 +243,7 @@ static bool save_buffers(const ParamSet *ps, const char *path, float *const *buf
             char *name = text + ((size_t)k * (size_t)ps->n + (size_t)i) * 320;
             snprintf(name, 320, "%s%s", names[k], p->name);
             StTensor *t = &st[k * ps->n + i];
-            *t = (StTensor){.name = name, .dtype = ST_F32, .ndim = p->t.ndim, .data = h + p->at, .bytes = (size_t)p->n * 4};
+            *t = (StTensor){.name = name, .dtype = ST_F32, .ndim = p->scalar ? 0 : p->t.ndim, .data = h + p->at, .bytes = (size_t)p->n * 4};
             memcpy(t->shape, p->t.shape, sizeof p->t.shape);
         }
     }
@@ -270,7 +271,10 @@ bool params_load_moments(ParamSet *ps, const char *path, Error *e) {
     if (!st_open(&st, path, e)) return false;
     bool ok = true;
     const char *step = st_metadata(&st, "step");
+    char *end;
+    int64_t steps = step ? strtoll(step, &end, 10) : 0;
     if (!step) ok = fail_as(e, FAIL_MODEL, "%s: no step in the metadata: not an optimizer state", path);
+    else if (*step < '0' || *step > '9' || *end) ok = fail_as(e, FAIL_MODEL, "%s: the metadata's step is \"%.40s\"", path, step);
     for (int i = 0; ok && i < ps->n; i++) {
         Param *p = ps->param[i];
         for (int k = 0; ok && k < 2; k++) {
@@ -283,7 +287,7 @@ bool params_load_moments(ParamSet *ps, const char *path, Error *e) {
                 ps->dev->upload(ps->dev, (k ? ps->v : ps->m) + p->at, t->data, t->bytes);
         }
     }
-    if (ok) ps->step = strtoll(step, NULL, 10);
+    if (ok) ps->step = steps;
     st_close(&st);
     return ok;
 }

@@ -22,6 +22,7 @@ typedef struct Param {
     Tensor t;
     int64_t at, n;   /* place in the flat buffers, in values */
     float lr_scale;  /* times the run's learning rate; 0: frozen */
+    bool scalar;     /* the checkpoint's shape is (), ours (1) */
     float init_value; /* PARAM_BIAS: the constant it starts from */
 } Param;
 

@@ -89,10 +89,37 @@ static Rect shown(Rect crop, Rect box, float grow) {
     return r;
 }
 
+/* Proposals nearer than this are one; between it and LOC_TAU they are two views of one object, and the teacher picks. */
+#define CANDIDATE_TAU 0.75
+
+float rect_iou(Rect a, Rect b) {
+    float w = (float)(MIN(a.x1, b.x1) - MAX(a.x0, b.x0)), h = (float)(MIN(a.y1, b.y1) - MAX(a.y0, b.y0));
+    if (w <= 0 || h <= 0) return 0;
+    return w * h / ((float)rect_w(a) * (float)rect_h(a) + (float)rect_w(b) * (float)rect_h(b) - w * h);
+}
+
 static int by_yes(const void *x, const void *y) {
     const Candidate *p = x, *q = y;
     if (p->yes != q->yes) return p->yes > q->yes ? -1 : 1;
     return p->patch - q->patch;
+}
+
+/* Candidates on one object (IoU >= LOC_TAU) are led by the one the teacher likes best; leaders go to the front. */
+static void find_leaders(Label *l) {
+    Candidate sorted[MAX_CANDIDATES], follower[MAX_CANDIDATES];
+    int n = l->ncandidates, nfollowers = 0;
+    memcpy(sorted, l->candidate, (size_t)n * sizeof *sorted);
+    qsort(sorted, (size_t)n, sizeof *sorted, by_yes);
+    l->nleaders = 0;
+    for (int i = 0; i < n; i++) {
+        int lead = -1;
+        for (int k = 0; k < l->nleaders && lead < 0; k++)
+            if (rect_iou(l->candidate[k].box, sorted[i].box) >= LOC_TAU) lead = k;
+        sorted[i].leader = lead < 0 ? l->nleaders : lead;
+        if (lead < 0) l->candidate[l->nleaders++] = sorted[i];
+        else follower[nfollowers++] = sorted[i];
+    }
+    memcpy(l->candidate + l->nleaders, follower, (size_t)nfollowers * sizeof *follower);
 }
 
 static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
@@ -108,12 +135,12 @@ static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, Answ
         *l = (Label){.is_loc = true, .student = answer[i].value, .candidate = ARENA_NEW(a, Candidate, K), .confidence = 1};
         for (int q = 0; q < Q; q++) score[q] = sigmoid(logits[i * Q + q]);
         l->ncandidates = loc_postprocess(box, K, boxes + i * Q * 4, score, Q, rect_w(ask[i].rect), rect_h(ask[i].rect), t->floor,
-                                         LOC_TAU, g->student->strict, a);
+                                         CANDIDATE_TAU, g->student->strict, a);
         char question[160];
         verify_question(question, sizeof question, ask[i].query);
         const char *text = arena_strdup(a, question, strlen(question));
         for (int k = 0; k < l->ncandidates; k++) {
-            l->candidate[k] = (Candidate){box[k].rect, box[k].query, box[k].score, 0};
+            l->candidate[k] = (Candidate){box[k].rect, box[k].query, box[k].score, 0, k};
             crop[ncrops++] = (Ask){ask[i].image, ask[i].image_id, shown(ask[i].rect, box[k].rect, t->grow), text};
         }
         answer[i].label = l;
@@ -125,16 +152,16 @@ static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, Answ
         for (int k = 0; k < l->ncandidates; k++, p += VT) {
             float yes = p[t->yes], no = p[t->no], sum = yes + no;
             l->candidate[k].yes = sum > 0 ? yes / sum : 0;
-            l->confidence = MIN(l->confidence, MAX(l->candidate[k].yes, 1 - l->candidate[k].yes));
         }
-        qsort(l->candidate, (size_t)l->ncandidates, sizeof *l->candidate, by_yes);
+        find_leaders(l);
+        for (int k = 0; k < l->nleaders; k++) l->confidence = MIN(l->confidence, MAX(l->candidate[k].yes, 1 - l->candidate[k].yes));
         l->teacher = verified_boxes(l, -1, ask[i].rect, a);
     }
 }
 
 Value verified_boxes(const Label *l, int n, Rect of, Arena *a) {
     if (n < 0)
-        for (n = 0; n < l->ncandidates && l->candidate[n].yes > 0.5f;) n++;
+        for (n = 0; n < l->nleaders && l->candidate[n].yes > 0.5f;) n++;
     Boxes *b = boxes_new(a, n, of);
     for (int k = 0; k < n; k++) b->box[k] = (Box){l->candidate[k].box, l->candidate[k].yes, l->candidate[k].patch};
     return value_boxes(b);

@@ -10,22 +10,24 @@
 
 enum { MAX_CANDIDATES = 32 };
 
-/* A box that the student proposes for a LOC question, and what the teacher thinks of it. */
+/* A box that the student proposes for a LOC question, and what the teacher thinks of it. Several may lie on one object:
+ * the best verified leads, the others follow it. */
 typedef struct Candidate {
     Rect box;       /* pixels of the crop, as LOC gives it */
     int patch;      /* the student's output row */
     float score;    /* the student's */
     float yes;      /* the teacher's probability that the object is there */
+    int leader;     /* index of the candidate whose box is this object's; its own when it leads */
 } Candidate;
 
 /* What the teacher says of one distinct question. */
 typedef struct Label {
     bool is_loc;
     Value student, teacher;  /* as values of the program */
-    float confidence;        /* VQA: the largest probability; LOC: the least sure candidate's max(p, 1-p) */
+    float confidence;        /* VQA: the largest probability; LOC: the least sure leader's max(p, 1-p) */
     float *p;                /* VQA: (V) over the STUDENT's answers; what the adapter could not map has gone */
-    int ncandidates;
-    Candidate *candidate;    /* LOC: best `yes` first */
+    int nleaders, ncandidates;
+    Candidate *candidate;    /* LOC: the leaders, best `yes` first, then the followers */
 } Label;
 
 typedef struct Teacher {
@@ -60,5 +62,6 @@ void guided_answerer(GuidedAnswerer *g, ModuleAnswerer *student, Teacher *teache
 
 /* "Is there a red ball?", "Is there an arrow?" into out. */
 void verify_question(char *out, size_t size, const char *object);
-/* The verified boxes of a LOC label as the program sees them: the first n candidates (n < 0: those with yes > 0.5). */
+/* The verified boxes of a LOC label as the program sees them: the first n leaders (n < 0: those with yes > 0.5). */
 Value verified_boxes(const Label *l, int n, Rect of, Arena *a);
+float rect_iou(Rect a, Rect b);

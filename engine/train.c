@@ -8,6 +8,7 @@
 
 #include <math.h>
 
+#include "data/augment.h"
 #include "engine/ckpt.h"
 #include "modules/answer.h"
 
@@ -120,24 +121,47 @@ static LocLossConfig loc_config(const Config *cfg) {
     return l;
 }
 
-double train_forward(Run *r, Module *m, const TrainSet *t, const Batch *b, int per_image, uint64_t seed, int total, int *right, int *n) {
-    Ctx *c = &r->ctx;
-    const Config *cfg = r->cfg;
-    const TrainItem **item = arena_alloc(&r->host, (size_t)(b->n * per_image + 1) * sizeof *item);
-    Ask *ask = arena_zalloc(&r->host, (size_t)(b->n * per_image + 1) * sizeof *ask);
+/* The rectangle of an item inside its image; the whole image when the item says so or lies outside. */
+static Rect rect_of(const TrainItem *it, ImageView image) {
+    Rect all = {0, 0, image.w, image.h}, r = it->rect;
+    if (r.x0 >= r.x1) return all;
+    r = (Rect){MAX(r.x0, 0), MAX(r.y0, 0), MIN(r.x1, image.w), MIN(r.y1, image.h)};
+    return rect_w(r) > 0 && rect_h(r) > 0 ? r : all;
+}
+
+int train_asks(const TrainSet *t, const Batch *b, int per_image, uint64_t seed, Arena *host, const TrainItem ***items, Ask **asks) {
+    const TrainItem **item = *items = arena_alloc(host, (size_t)(b->n * per_image + 1) * sizeof *item);
+    Ask *ask = *asks = arena_alloc(host, (size_t)(b->n * per_image + 1) * sizeof *ask);
     int k = 0;
     for (int i = 0; i < b->n; i++) {
-        int at = b->image_of[i][0], count = choose(t, b->item[i], per_image, seed, item + k, &r->host);
-        for (int j = k; j < k + count; j++) {
-            ImageView image = b->image[at];
-            bool all = item[j]->rect.x0 >= item[j]->rect.x1;
-            Rect rect = all ? (Rect){0, 0, image.w, image.h} : item[j]->rect;
-            rect = (Rect){MAX(rect.x0, 0), MAX(rect.y0, 0), MIN(rect.x1, image.w), MIN(rect.y1, image.h)};
-            if (rect_w(rect) <= 0 || rect_h(rect) <= 0) rect = (Rect){0, 0, image.w, image.h};
-            ask[j] = (Ask){image, b->image_id[at], rect, item[j]->query};
-        }
-        k += count;
+        int at = b->image_of[i][0], count = choose(t, b->item[i], per_image, seed, item + k, host);
+        for (int end = k + count; k < end; k++)
+            ask[k] = (Ask){b->image[at], b->image_id[at], rect_of(item[k], b->image[at]), item[k]->query};
     }
+    return k;
+}
+
+/* The batch with its images augmented, each differently at every update. */
+static Batch augmented(const Batch *b, float strength, uint64_t seed, Arena *host) {
+    Batch out = *b;
+    ImageView *image = arena_alloc(host, (size_t)(b->nimages + 1) * sizeof *image);
+    for (int i = 0; i < b->nimages; i++) {
+        image[i] = b->image[i];
+        image[i].rgb = arena_alloc(host, (size_t)image[i].w * (size_t)image[i].h * 3);
+    }
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < b->nimages; i++)
+        augment_image((uint8_t *)image[i].rgb, b->image[i], hash_bytes(&b->image_id[i], sizeof *b->image_id, seed), strength);
+    out.image = image;
+    return out;
+}
+
+double train_forward(Run *r, Module *m, const TrainSet *t, const Batch *b, int per_image, uint64_t seed, int total, int *right, int *n, double parts[3]) {
+    Ctx *c = &r->ctx;
+    const Config *cfg = r->cfg;
+    const TrainItem **item;
+    Ask *ask;
+    int k = train_asks(t, b, per_image, seed, &r->host, &item, &ask);
     *n = k;
     *right = 0;
     if (!k) return 0;
@@ -151,7 +175,7 @@ double train_forward(Run *r, Module *m, const TrainSet *t, const Batch *b, int p
         LocTarget *target = arena_alloc(&r->host, (size_t)k * sizeof *target);
         for (int i = 0; i < k; i++) target[i] = loc_target(item[i]->step, ask[i].rect, weight[i], &r->host);
         LocLossConfig lc = loc_config(cfg);
-        return loc_loss(c, &out, target, &lc, NULL);
+        return loc_loss(c, &out, target, &lc, parts);
     }
     int64_t V = m->nlabels;
     const float *logits = to_host(c, out.logits);
@@ -182,7 +206,7 @@ bool train_eval(Run *r, Module *m, TrainSet *t, int64_t limit, double *score, Er
         if (!loc) {
             int k, ok;
             run_begin(r, 0, false);
-            train_forward(r, m, t, b, 8, 1, 1, &ok, &k);
+            train_forward(r, m, t, b, 8, 1, 1, &ok, &k, NULL);
             right += ok;
             n += k;
             continue;
@@ -190,14 +214,14 @@ bool train_eval(Run *r, Module *m, TrainSet *t, int64_t limit, double *score, Er
         run_begin(r, 0, false);
         module_begin(m);
         for (int i = 0; i < b->n; i++) {
-            const TrainItem *it[4];
-            Ask ask[4];
+            const TrainItem **it;
+            Ask *ask;
             Outputs out;
-            int k = choose(t, b->item[i], 4, 1, it, &r->host), at = b->image_of[i][0];
-            for (int j = 0; j < k; j++) {
-                Rect rect = it[j]->rect.x0 >= it[j]->rect.x1 ? (Rect){0, 0, b->image[at].w, b->image[at].h} : it[j]->rect;
-                ask[j] = (Ask){b->image[at], b->image_id[at], rect, it[j]->query};
-            }
+            Batch one = *b;
+            one.n = 1;
+            one.item += i;
+            one.image_of += i;
+            int k = train_asks(t, &one, 4, 1, &r->host, &it, &ask);
             module_forward(m, &r->ctx, ask, k, &out);
             const float *logits = to_host(&r->ctx, out.logits), *boxes = to_host(&r->ctx, out.boxes);
             int64_t P = out.logits->shape[1];
@@ -209,7 +233,6 @@ bool train_eval(Run *r, Module *m, TrainSet *t, int64_t limit, double *score, Er
                     memcpy(truth[ntruth++].box, tg.box[q], sizeof tg.box[q]);
                 }
                 GROW(pred, pred_cap, npred + P);
-                int64_t own = npred;
                 for (int64_t p = 0; p < P; p++) { /* greedy NMS at 0.5, as LOC does */
                     float s = logits[j * P + p];
                     bool keep = sigmoid(s) > 0.05f;
@@ -221,7 +244,6 @@ bool train_eval(Run *r, Module *m, TrainSet *t, int64_t limit, double *score, Er
                     pred[npred] = (ScoredBox){.item = item, .score = sigmoid(s)};
                     memcpy(pred[npred++].box, boxes + (j * P + p) * 4, sizeof pred->box);
                 }
-                (void)own;
             }
         }
     }
@@ -234,65 +256,80 @@ bool train_eval(Run *r, Module *m, TrainSet *t, int64_t limit, double *score, Er
 
 /* ---- the loop ------------------------------------------------------------------------------------- */
 
-static bool train_loop(Run *r, Module *m, TrainSet *t, TrainSet *val, const CkptPart *part, const char *config_text, int64_t start, Error *e) {
+/* One of the sets that a training draws from. */
+typedef struct Source { TrainSet set; Loader *loader; float augment; } Source;
+
+/* Updates before `step` that took the second set: they are spread evenly, a function of the step's number alone. */
+static int64_t mixed_before(const Config *cfg, int64_t step) { return (int64_t)floor((double)step * cfg->data.mix_share + 1e-9); }
+
+static bool source_open(Source *s, const Config *cfg, const DatasetConfig *dc, const Module *m, int64_t updates, float augment, Error *e) {
+    s->augment = augment;
+    LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed, .batch = MAX(1, cfg->train.batch / cfg->train.per_image), .workers = cfg->data.workers,
+                       .shuffle = true, .first_batch = updates * cfg->train.accumulate, .max_bad_percent = (float)cfg->data.max_bad_percent,
+                       .cache_bytes = (size_t)cfg->data.cache_mb << 20, .batch_bytes = (size_t)256 << 20};
+    return trainset_open(&s->set, dc, m, e) && (s->loader = loader_open(&s->set.by_image, &lc, e));
+}
+
+static void source_close(Source *s) {
+    loader_close(s->loader);
+    if (s->set.first) trainset_close(&s->set);
+}
+
+/* What is told every run.log_every updates. */
+typedef struct Log { double since, loss, wait, parts[3]; /* LOC: class, L1, GIoU */ int64_t seen, right, steps; } Log;
+
+static void log_line(Log *g, const Config *cfg, const Module *m, int64_t done, double norm, float lr, double wait) {
+    double s = now_s() - g->since;
+    char right[96] = "";
+    double n = (double)g->steps;
+    if (m->nlabels) snprintf(right, sizeof right, "  right %.1f%%", g->seen ? 100.0 * (double)g->right / (double)g->seen : 0);
+    else snprintf(right, sizeof right, " (class %.3f, L1 %.3f, GIoU %.3f)", g->parts[0] / n, g->parts[1] / n, g->parts[2] / n);
+    info("step %" PRId64 "/%d  loss %.4f%s  |g| %.2f  lr %.2e  %.0f/s  wait %.0f%%", done, cfg->train.steps, g->loss / n, right,
+         norm, (double)lr, (double)g->seen / s, 100 * (wait - g->wait) / s);
+    *g = (Log){.since = now_s(), .wait = wait};
+}
+
+static bool train_loop(Run *r, Module *m, Source *source, TrainSet *val, const CkptPart *part, const char *config_text, int64_t start, Error *e) {
     const Config *cfg = r->cfg;
     OptimConfig oc = run_optim(cfg, cfg->train.lr, cfg->train.steps);
-    int per = cfg->train.per_image, acc = cfg->train.accumulate;
-    LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed, .batch = MAX(1, cfg->train.batch / per), .workers = cfg->data.workers, .shuffle = true,
-                       .first_batch = start * acc, .max_bad_percent = (float)cfg->data.max_bad_percent,
-                       .cache_bytes = (size_t)cfg->data.cache_mb << 20, .batch_bytes = (size_t)256 << 20};
-    Loader *l = loader_open(&t->by_image, &lc, e);
-    if (!l) return false;
-    double since = now_s(), loss_sum = 0, norm = 0;
-    int64_t seen = 0, right = 0, count = 0, logged = start;
-    bool ok = true;
-    for (int64_t step = start; ok && step < cfg->train.steps; step++) {
+    int per = cfg->train.per_image, acc = cfg->train.accumulate, total = MAX(1, cfg->train.batch / per) * per * acc;
+    Log g = {.since = now_s()};
+    double norm = 0;
+    for (int64_t step = start; step < cfg->train.steps; step++) {
+        Source *s = &source[mixed_before(cfg, step + 1) > mixed_before(cfg, step)];
         run_begin(r, step, true);
-        double loss = 0;
-        for (int a = 0; ok && a < acc; a++) {
-            const Batch *b = loader_next(l, e);
-            if (!b) {
-                ok = false;
-                break;
-            }
-            int k, good;
+        for (int a = 0; a < acc; a++) {
+            const Batch *b = loader_next(s->loader, e);
+            if (!b) return false;
+            int k, right;
             size_t mark_step = arena_mark(&r->step), mark_host = arena_mark(&r->host);
-            loss += train_forward(r, m, t, b, per, r->ctx.seed + (uint64_t)a, lc.batch * per * acc, &good, &k);
-            if (!isfinite(loss)) ok = fail_as(e, FAIL_NUMERIC, "step %" PRId64 ": the loss is %g", step, loss);
-            else tape_backward(&r->ctx);
+            uint64_t seed = r->ctx.seed + (uint64_t)a;
+            Batch changed = s->augment > 0 ? augmented(b, s->augment, seed, &r->host) : *b;
+            double parts[3] = {0}, loss = train_forward(r, m, &s->set, &changed, per, seed, total, &right, &k, parts);
+            for (int i = 0; i < 3; i++) g.parts[i] += parts[i];
+            if (!isfinite(loss)) return fail_as(e, FAIL_NUMERIC, "step %" PRId64 ": the loss is %g", step, loss);
+            tape_backward(&r->ctx);
             arena_reset(&r->step, mark_step);
             arena_reset(&r->host, mark_host);
-            r->ctx.tape = &r->tape;
-            right += good;
-            count += k;
-            seen += k;
+            g.loss += loss;
+            g.right += right;
+            g.seen += k;
         }
-        if (!ok || !optim_step(&m->params, &oc, step, &norm, e)) {
-            ok = false;
-            break;
-        }
-        loss_sum += loss;
+        g.steps++;
+        if (!optim_step(&m->params, &oc, step, &norm, e)) return false;
         int64_t done = step + 1;
-        if (done % cfg->run.log_every == 0 || done == cfg->train.steps) {
-            double s = now_s() - since;
-            info("step %" PRId64 "/%d  loss %.4f  %s%.1f%%  |g| %.2f  lr %.2e  %.0f/s  wait %.0f%%", done, cfg->train.steps,
-                 loss_sum / (double)(done - logged), m->nlabels ? "right " : "", count && m->nlabels ? 100.0 * (double)right / (double)count : 0.0,
-                 norm, (double)(oc.lr * schedule_factor(&oc, step)), (double)seen / s, 100 * loader_stats(l)->wait_s / s);
-            since = now_s() - 0;
-            loss_sum = 0;
-            right = count = seen = 0;
-            logged = done;
-        }
-        if (cfg->train.eval_every && val && done % cfg->train.eval_every == 0) {
-            double score;
-            if ((ok = train_eval(r, m, val, 512, &score, e))) info("step %" PRId64 "  %s %s %.2f", done, val->data.images.dir, m->nlabels ? "accuracy" : "AP50", score);
-            since = now_s();
-        }
         bool last = done == cfg->train.steps;
-        if (ok && ((cfg->train.save_every && done % cfg->train.save_every == 0) || last)) ok = ckpt_save(cfg->run.out, done, part, 1, config_text, 2, e);
+        if (done % cfg->run.log_every == 0 || last)
+            log_line(&g, cfg, m, done, norm, oc.lr * schedule_factor(&oc, step), loader_stats(source[0].loader)->wait_s);
+        if (val && (done % cfg->train.eval_every == 0 || last)) {
+            double score;
+            if (!train_eval(r, m, val, 512, &score, e)) return false;
+            info("step %" PRId64 "  %s %s %.2f", done, cfg->data.val_split, m->nlabels ? "accuracy" : "AP50", score);
+        }
+        if ((cfg->train.save_every && done % cfg->train.save_every == 0) || last)
+            if (!ckpt_save(cfg->run.out, done, part, 1, config_text, 2, e)) return false;
     }
-    loader_close(l);
-    return ok;
+    return true;
 }
 
 bool train_run(const Config *cfg, Error *e) {
@@ -301,19 +338,25 @@ bool train_run(const Config *cfg, Error *e) {
     Run r;
     run_open(&r, cfg);
     bool ok = false;
-    TrainSet t = {0}, val = {0};
+    Source source[2] = {0};
+    TrainSet val = {0};
     char path[600], config_text[65536];
     FILE *f = fmemopen(config_text, sizeof config_text, "w");
     config_print(f, cfg);
     fclose(f);
     DatasetConfig dc = {.type = cfg->data.kind, .dir = cfg->data.dir, .split = cfg->data.split, .limit = cfg->data.limit, .max_bad = 100};
-    DatasetConfig vc = dc;
+    DatasetConfig mc = dc, vc = dc;
+    mc.type = cfg->data.mix_kind;
+    mc.dir = cfg->data.mix_dir;
     vc.split = cfg->data.val_split;
     vc.limit = 0;
+    if (*cfg->data.val_dir) {
+        vc.dir = cfg->data.val_dir;
+        vc.type = cfg->data.val_kind;
+    }
+    bool has_val = cfg->train.eval_every && *cfg->data.val_split, mixed = cfg->data.mix_share > 0;
     Module *m = module_open(folder, r.dev, MODULE_TRAINED, !cfg->train.from_scratch, (uint64_t)cfg->run.seed, e);
-    if (!m || !make_dirs(cfg->run.out, e) || !trainset_open(&t, &dc, m, e)) goto done;
-    bool has_val = cfg->train.eval_every && *cfg->data.val_split;
-    if (has_val && !trainset_open(&val, &vc, m, e)) goto done;
+    if (!m || !make_dirs(cfg->run.out, e)) goto done;
     CkptPart part = {what, m};
     int64_t start = 0;
     if (cfg->train.resume && ckpt_latest(cfg->run.out, path, sizeof path, &start)) {
@@ -322,11 +365,17 @@ bool train_run(const Config *cfg, Error *e) {
     } else {
         start = 0;
     }
-    info("%s: %" PRId64 " parameters; %" PRId64 " calls on %" PRId64 " images", folder, params_count(&m->params), t.n, t.by_image.nsamples);
-    if (!train_loop(&r, m, &t, has_val ? &val : NULL, &part, config_text, start, e)) goto done;
+    int64_t mix_updates = mixed_before(cfg, start);
+    if (!source_open(&source[0], cfg, &dc, m, start - mix_updates, (float)cfg->train.augment, e) ||
+        (mixed && !source_open(&source[1], cfg, &mc, m, mix_updates, 0, e)) || (has_val && !trainset_open(&val, &vc, m, e)))
+        goto done;
+    info("%s: %" PRId64 " parameters; %" PRId64 " calls on %" PRId64 " images", folder, params_count(&m->params),
+         source[0].set.n + source[1].set.n, source[0].set.by_image.nsamples + source[1].set.by_image.nsamples);
+    if (!train_loop(&r, m, source, has_val ? &val : NULL, &part, config_text, start, e)) goto done;
     ok = path_join(path, sizeof path, cfg->run.out, "model", e) && module_save(m, path, e);
 done:
-    if (t.first) trainset_close(&t);
+    source_close(&source[0]);
+    source_close(&source[1]);
     if (val.first) trainset_close(&val);
     if (m) module_close(m);
     run_close(&r);

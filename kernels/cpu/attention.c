@@ -166,13 +166,8 @@ static float softmax_scores(float *s, int64_t n, int64_t ld, float *sum) {
     }
     for (int64_t j = n; j < ld; j++) s[j] = -INFINITY;
     const float m = row_max(s, ld);
-    float total = 0;
-    SIMD_SUM(total)
-    for (int64_t j = 0; j < ld; j++) {
-        const float e = exp_neg_f(s[j] - m);
-        s[j] = e;
-        total += e;
-    }
+    float total;
+    SUM_LANES(total, j, ld, { s[j] = term = exp_neg_f(s[j] - m); });
     *sum = total;
     return m + log_f(total);
 }

@@ -139,35 +139,93 @@ static inline VF v_fma(VF a, VF b, VF c) { return a * b + c; }
 
 /* ---- rows ----------------------------------------------------------------------------------------- */
 
+/* Eight numbers at a time; gcc takes them apart where the machine has less (and would warn of how they are passed, which
+ * matters to nobody: all such functions are static). */
+#pragma GCC diagnostic ignored "-Wpsabi"
+typedef float V8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t V8I __attribute__((vector_size(32)));
+typedef float V4 __attribute__((vector_size(16)));
+#define V8_AT(p) (*(const V8 *)(p))
+
+/* sum = the terms for i = 0..n-1, where BODY sets the float `term` from i (and may do more). 32 lanes, added pairwise at the
+ * end: the order is written here, the same for every vector width and compiler, and the error grows with n / 32. */
+#define SUM_LANES(sum, i, n, BODY)                                                                           \
+    do {                                                                                                     \
+        V8 lane0_ = {0}, lane1_ = {0}, lane2_ = {0}, lane3_ = {0};                                           \
+        float t_[32], term;                                                                                  \
+        int64_t at_ = 0;                                                                                     \
+        for (; at_ + 32 <= (n); at_ += 32) {                                                                 \
+            OMP_(omp simd private(term))                                                                     \
+            for (int k_ = 0; k_ < 32; k_++) {                                                                \
+                const int64_t i = at_ + k_;                                                                  \
+                BODY t_[k_] = term;                                                                          \
+            }                                                                                                \
+            lane0_ += V8_AT(t_);                                                                             \
+            lane1_ += V8_AT(t_ + 8);                                                                         \
+            lane2_ += V8_AT(t_ + 16);                                                                        \
+            lane3_ += V8_AT(t_ + 24);                                                                        \
+        }                                                                                                    \
+        for (; at_ + 8 <= (n); at_ += 8) {                                                                   \
+            OMP_(omp simd private(term))                                                                     \
+            for (int k_ = 0; k_ < 8; k_++) {                                                                 \
+                const int64_t i = at_ + k_;                                                                  \
+                BODY t_[k_] = term;                                                                          \
+            }                                                                                                \
+            lane0_ += V8_AT(t_);                                                                             \
+        }                                                                                                    \
+        if (at_ < (n)) {                                                                                     \
+            for (int k_ = 0; k_ < 8; k_++) t_[k_] = 0;                                                       \
+            for (int k_ = 0; at_ + k_ < (n); k_++) {                                                         \
+                const int64_t i = at_ + k_;                                                                  \
+                BODY t_[k_] = term;                                                                          \
+            }                                                                                                \
+            lane1_ += V8_AT(t_);                                                                             \
+        }                                                                                                    \
+        (sum) = total_of((lane0_ + lane2_) + (lane1_ + lane3_));                                             \
+    } while (0)
+
+__attribute__((always_inline)) static inline float total_of(V8 s) {
+    V4 lo = {s[0], s[1], s[2], s[3]}, hi = {s[4], s[5], s[6], s[7]};
+    lo += hi;
+    return (lo[0] + lo[2]) + (lo[1] + lo[3]);
+}
+
 static inline float row_sum(const float *x, int64_t n) {
-    float s = 0;
-    SIMD_SUM(s)
-    for (int64_t i = 0; i < n; i++) s += x[i];
-    return s;
+    V8 lane[4] = {{0}};
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32)
+        for (int k = 0; k < 4; k++) lane[k] += V8_AT(x + i + 8 * k);
+    for (; i + 8 <= n; i += 8) lane[0] += V8_AT(x + i);
+    float rest = 0;
+    for (; i < n; i++) rest += x[i];
+    return total_of((lane[0] + lane[2]) + (lane[1] + lane[3])) + rest;
 }
 
 static inline float row_dot(const float *a, const float *b, int64_t n) {
-    float s = 0;
-    SIMD_SUM(s)
-    for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
+    float s;
+    SUM_LANES(s, i, n, { term = a[i] * b[i]; });
     return s;
 }
 
-/* The largest value; a NaN is passed over (it shows in the sum of exponentials). -infinity when n is 0. */
+static inline V8 v8_max(V8 a, V8 b) {
+    V8I more = a > b; /* all bits or none, by lane */
+    return (V8)((more & (V8I)a) | (~more & (V8I)b));
+}
+
+/* The largest value; a NaN may be passed over (it shows in the sum of exponentials). -infinity when n is 0. By lanes: without
+ * -ffast-math gcc leaves a max reduction scalar. */
 static inline float row_max(const float *x, int64_t n) {
-    float m[32], best = -INFINITY; /* by lanes: without -ffast-math gcc leaves a max reduction scalar */
-    for (int k = 0; k < 32; k++) m[k] = -INFINITY;
+    V8 m[4];
+    for (int k = 0; k < 4; k++) m[k] = (V8){0} - INFINITY;
     int64_t i = 0;
     for (; i + 32 <= n; i += 32)
-        SIMD
-        for (int k = 0; k < 32; k++) m[k] = x[i + k] > m[k] ? x[i + k] : m[k];
-    for (; i + 8 <= n; i += 8)
-        SIMD
-        for (int k = 0; k < 8; k++) m[k] = x[i + k] > m[k] ? x[i + k] : m[k];
+        for (int k = 0; k < 4; k++) m[k] = v8_max(V8_AT(x + i + 8 * k), m[k]);
+    for (; i + 8 <= n; i += 8) m[0] = v8_max(V8_AT(x + i), m[0]);
+    m[0] = v8_max(v8_max(m[0], m[1]), v8_max(m[2], m[3]));
+    float best = -INFINITY;
+    for (int k = 0; k < 8; k++) best = m[0][k] > best ? m[0][k] : best;
     for (; i < n; i++) best = x[i] > best ? x[i] : best;
-    for (int w = 16; w >= 1; w /= 2)
-        for (int k = 0; k < w; k++) m[k] = m[k + w] > m[k] ? m[k + w] : m[k];
-    return m[0] > best ? m[0] : best;
+    return best;
 }
 
 /* y += a x */

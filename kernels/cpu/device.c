@@ -5,6 +5,7 @@
 #include "kernels/cpu/cpu.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
 
@@ -18,6 +19,20 @@ const Ops ops_cpu = {
 
 static _Thread_local struct { void *p; size_t size; } slots[SCRATCH_SLOTS];
 
+/* OpenMP ends threads when the team shrinks: they give their scratch back. */
+static pthread_key_t at_thread_end;
+static pthread_once_t key_once = PTHREAD_ONCE_INIT;
+
+static void free_slots(void *unused) {
+    (void)unused;
+    for (int i = 0; i < SCRATCH_SLOTS; i++) free(slots[i].p);
+    memset(slots, 0, sizeof slots);
+}
+
+static void make_key(void) {
+    if (pthread_key_create(&at_thread_end, free_slots)) die(FAIL_MEMORY, "no thread key left for scratch memory");
+}
+
 void *cpu_scratch(ScratchSlot slot, size_t bytes) {
     if (slots[slot].size < bytes) {
         size_t want = MAX(bytes, 2 * slots[slot].size);
@@ -26,6 +41,8 @@ void *cpu_scratch(ScratchSlot slot, size_t bytes) {
         slots[slot].p = aligned_alloc(64, want);
         if (!slots[slot].p) die(FAIL_MEMORY, "out of memory: %zu bytes of scratch for one operation on the CPU", want);
         slots[slot].size = want;
+        pthread_once(&key_once, make_key);
+        pthread_setspecific(at_thread_end, slots);
     }
     return slots[slot].p;
 }

@@ -223,7 +223,7 @@ enum { DROP_BLOCK = 256 }; /* counters at a time */
 static void dropout_factors(float *keep, uint64_t seed, uint64_t first, int64_t n, uint32_t threshold, float scale) {
     for (int64_t k = 0; k < n; k++) { /* vectorised, but not under `omp simd`: it would keep r in memory */
         uint32_t r[4];
-        philox(r, seed, first + (uint64_t)k);
+        philox(r, seed, (first + (uint64_t)k) & (~(uint64_t)0 >> 2)); /* value numbers wrap at 2^64 */
         keep[4 * k] = r[0] < threshold ? 0.0f : scale;
         keep[4 * k + 1] = r[1] < threshold ? 0.0f : scale;
         keep[4 * k + 2] = r[2] < threshold ? 0.0f : scale;
@@ -241,7 +241,6 @@ static void dropout(float *y, const float *x, float p, uint64_t seed, uint64_t o
     for (int64_t b = 0; b < blocks; b++) {
         float keep[4 * DROP_BLOCK];
         const int64_t at = b * 4 * DROP_BLOCK - lead, i0 = MAX(at, 0), i1 = MIN(at + 4 * DROP_BLOCK, n);
-        /* offset may lie anywhere in 2^64: numbers wrap around with it */
         dropout_factors(keep, seed, (offset >> 2) + (uint64_t)(b * DROP_BLOCK), ceil_div(i1 - at, 4), threshold, scale);
         if (add) {
             SIMD
@@ -270,7 +269,7 @@ void cpu_dropout_bwd(Stream *s, DType t, void *dx, const void *dy, float p, uint
 
 static inline uint16_t to_bf16(float x) {
     uint32_t u = f32_bits(x), rounded = (u + 0x7FFFu + (u >> 16 & 1)) >> 16; /* nearest, ties to even */
-    return (uint16_t)((u & 0x7FFFFFFFu) > 0x7F800000u ? (u >> 16) | 0x40u : rounded); /* NaN: keep it quiet, not infinity */
+    return (uint16_t)((u & 0x7FFFFFFFu) > 0x7F800000u ? (u >> 16) | 0x40u : rounded); /* NaN stays NaN */
 }
 
 void cpu_cast(Stream *s, DType ty, void *y_, DType tx, const void *x_, int64_t n) {

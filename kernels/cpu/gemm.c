@@ -10,6 +10,8 @@
 
 /* Blocks of C. Smaller ones pack A and B more often, larger ones leave cores idle. */
 enum { BLOCK_M = 192, BLOCK_N = 512, BLOCK_MIN = 64, BLOCKS_WANTED = 4 };
+/* Rows copied at a time, and values between two of them that keep the stride off the powers of two. */
+enum { COPY_K = 1024, COPY_PAD = 16 };
 
 static void block_size(int64_t *bm, int64_t *bn, int64_t M, int64_t N) {
     *bm = MIN(M, BLOCK_M);
@@ -29,11 +31,37 @@ static void add_bias(float *C, int64_t ldc, const float *bias, int64_t M, int64_
     }
 }
 
+static void sgemm(float *C, int64_t ldc, const float *A, int64_t lda, const float *B, int64_t ldb, bool ta, bool tb,
+                  int64_t M, int64_t N, int64_t K, float beta) {
+    dnnl_status_t st = dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, 1.0f, A, lda, B, ldb, beta, C, ldc);
+    CHECK(st == dnnl_success, "gemm (%" PRId64 ",%" PRId64 ",%" PRId64 "): oneDNN says %d", M, N, K, (int)st);
+}
+
+static void copy_columns(float *to, int64_t ldt, const float *from, int64_t ldf, int64_t rows, int64_t n) {
+    for (int64_t i = 0; i < rows; i++) memcpy(to + i * ldt, from + i * ldf, (size_t)n * sizeof(float));
+}
+
+/* A weight gradient, C += A^T B with K (the tokens) long: both sides are read down columns, and with strides such as 3072
+ * values every row falls into the same cache sets: oneDNN comes to half its speed (41 of 88 GFLOP/s on one core of an EPYC
+ * at 3072 x 768 x 1480). Copies with a stride of their own give it back (86), for a copy per 2 x 192 products. */
+static void weight_gradient(float *C, int64_t ldc, const float *A, int64_t lda, const float *B, int64_t ldb, int64_t M,
+                            int64_t N, int64_t K, float beta) {
+    const int64_t sa = M + COPY_PAD, sb = N + COPY_PAD, most = MIN(K, COPY_K);
+    float *a = cpu_scratch(SCRATCH_THREAD, (size_t)(most * (sa + sb)) * sizeof(float)), *b = a + most * sa;
+    for (int64_t k = 0; k < K; k += COPY_K) {
+        const int64_t n = MIN(COPY_K, K - k);
+        copy_columns(a, sa, A + k * lda, lda, n, M);
+        copy_columns(b, sb, B + k * ldb, ldb, n, N);
+        sgemm(C, ldc, a, sa, b, sb, true, false, M, N, n, k ? 1.0f : beta);
+    }
+}
+
 static void gemm_block(float *C, int64_t ldc, const float *A, int64_t lda, const float *B, int64_t ldb,
                        const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
     if (bias) add_bias(C, ldc, bias, M, N, beta);
-    dnnl_status_t st = dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, 1.0f, A, lda, B, ldb, bias ? 1.0f : beta, C, ldc);
-    CHECK(st == dnnl_success, "gemm (%" PRId64 ",%" PRId64 ",%" PRId64 "): oneDNN says %d", M, N, K, (int)st);
+    if (bias) beta = 1;
+    if (ta && !tb && K >= COPY_K / 4) weight_gradient(C, ldc, A, lda, B, ldb, M, N, K, beta);
+    else sgemm(C, ldc, A, lda, B, ldb, ta, tb, M, N, K, beta);
 }
 
 void cpu_gemm(Stream *s, DType t, DType tc, void *C_, int64_t ldc, const void *A_, int64_t lda, const void *B_,

@@ -23,17 +23,16 @@ void cpu_bce_loss(Stream *s, DType t, float *loss, void *dx_, const void *x_, co
     PAR_FOR(rows * V)
     for (int64_t b = 0; b < rows; b++) {
         const float *x = (const float *)x_ + b * V, *target = target_ + b * V, w = weight[b], k = w * T, r = 1.0f / T;
-        float *dx = (float *)dx_ + b * V, sum = 0;
+        float *dx = (float *)dx_ + b * V, sum;
         if (w == 0) {
             no_loss(&loss[b], dx, V);
             continue;
         }
-        SIMD_SUM(sum)
-        for (int64_t v = 0; v < V; v++) {
+        SUM_LANES(sum, v, V, {
             float p;
-            sum += bce_f(x[v] * r, target[v], &p);
+            term = bce_f(x[v] * r, target[v], &p);
             dx[v] = k * (p - target[v]);
-        }
+        });
         loss[b] = k * T * sum;
     }
 }
@@ -41,13 +40,8 @@ void cpu_bce_loss(Stream *s, DType t, float *loss, void *dx_, const void *x_, co
 /* dx = softmax(x r) by row; returns log sum exp of x r. */
 static float softmax_row(float *dx, const float *x, float r, int64_t V) {
     const float m = row_max(x, V) * r;
-    float sum = 0;
-    SIMD_SUM(sum)
-    for (int64_t v = 0; v < V; v++) {
-        float e = exp_neg_f(fmaf(x[v], r, -m));
-        dx[v] = e;
-        sum += e;
-    }
+    float sum;
+    SUM_LANES(sum, v, V, { dx[v] = term = exp_neg_f(fmaf(x[v], r, -m)); });
     const float k = 1.0f / sum;
     SIMD
     for (int64_t v = 0; v < V; v++) dx[v] *= k;
@@ -69,12 +63,11 @@ void cpu_ce_loss(Stream *s, DType t, float *loss, void *dx_, const void *x_, con
         CHECK(label[b] >= 0 && label[b] < V, "ce_loss: row %" PRId64 " has label %d of %" PRId64, b, label[b], V);
         const float lse = softmax_row(dx, x, 1.0f, V), each = smoothing / (float)V;
         /* sum_v target_v (lse - x_v); every difference is >= 0, so nothing cancels. */
-        float sum = 0;
-        SIMD_SUM(sum)
-        for (int64_t v = 0; v < V; v++) {
-            sum += lse - x[v];
+        float sum;
+        SUM_LANES(sum, v, V, {
+            term = lse - x[v];
             dx[v] = w * (dx[v] - each);
-        }
+        });
         loss[b] = w * ((1.0f - smoothing) * (lse - x[label[b]]) + (smoothing != 0 ? each * sum : 0.0f));
         dx[label[b]] -= w * (1.0f - smoothing);
     }
@@ -94,18 +87,16 @@ void cpu_kl_loss(Stream *s, DType t, float *loss, void *dx_, const void *x_, con
             continue;
         }
         const float lse_x = softmax_row(dx, x, r, V), m = row_max(z, V) * r;
-        float sum_e = 0, sum = 0;
-        SIMD_SUM(sum_e)
-        for (int64_t v = 0; v < V; v++) sum_e += exp_neg_f(fmaf(z[v], r, -m));
+        float sum_e, sum;
+        SUM_LANES(sum_e, v, V, { term = exp_neg_f(fmaf(z[v], r, -m)); });
         const float lse_z = m + logf(sum_e), inv = 1.0f / sum_e;
         /* sum_v q (log q - log p), log q - log p = (z - x) / T - (lse_z - lse_x) */
-        SIMD_SUM(sum)
-        for (int64_t v = 0; v < V; v++) {
+        SUM_LANES(sum, v, V, {
             const float q = exp_neg_f(fmaf(z[v], r, -m)) * inv;
             const float d = (z[v] * r - lse_z) - (x[v] * r - lse_x);
-            sum += q == 0.0f ? 0.0f : q * d; /* 0 log 0 = 0; a NaN shows */
+            term = q == 0.0f ? 0.0f : q * d; /* 0 log 0 = 0; a NaN shows */
             dx[v] = k * (dx[v] - q);
-        }
+        });
         loss[b] = k * T * sum;
     }
 }

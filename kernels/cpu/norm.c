@@ -13,10 +13,9 @@ void cpu_layernorm_fwd(Stream *s, DType t, void *y_, float *mean, float *rstd, c
     for (int64_t i = 0; i < rows; i++) {
         const float *x = (const float *)x_ + i * C;
         float *y = (float *)y_ + i * C;
-        float m = C ? row_sum(x, C) / (float)C : 0.0f, sq = 0;
+        float m = C ? row_sum(x, C) / (float)C : 0.0f, sq;
         /* Second pass: E[x^2] - E[x]^2 loses every digit when |mean| >> std. */
-        SIMD_SUM(sq)
-        for (int64_t c = 0; c < C; c++) sq += (x[c] - m) * (x[c] - m);
+        SUM_LANES(sq, c, C, { term = (x[c] - m) * (x[c] - m); });
         float r = 1.0f / sqrtf((C ? sq / (float)C : 0.0f) + eps);
         mean[i] = m;
         rstd[i] = r;
@@ -28,14 +27,10 @@ void cpu_layernorm_fwd(Stream *s, DType t, void *y_, float *mean, float *rstd, c
 /* With xhat = (x - mean) rstd and g = dy gamma: dx = rstd (g - mean(g) - xhat mean(g xhat)). */
 static void layernorm_bwd_row(float *dx, float *dgamma, float *dbeta, const float *x, const float *dy, float m, float r,
                               const float *gamma, int64_t C) {
-    float sum_g = 0, sum_gx = 0;
+    float sum_g, sum_gx;
     if (dx) {
-        OMP_(omp simd reduction(+ : sum_g, sum_gx))
-        for (int64_t c = 0; c < C; c++) {
-            float g = dy[c] * gamma[c];
-            sum_g += g;
-            sum_gx += g * ((x[c] - m) * r);
-        }
+        SUM_LANES(sum_g, c, C, { term = dy[c] * gamma[c]; });
+        SUM_LANES(sum_gx, c, C, { term = dy[c] * gamma[c] * ((x[c] - m) * r); });
         sum_g /= (float)C;
         sum_gx /= (float)C;
         SIMD

@@ -9,13 +9,8 @@ void cpu_softmax_fwd(Stream *s, DType t, void *y_, const void *x_, int64_t rows,
         const float *x = (const float *)x_ + i * C;
         float *y = (float *)y_ + i * C;
         const float m = row_max(x, C);
-        float sum = 0;
-        SIMD_SUM(sum)
-        for (int64_t c = 0; c < C; c++) {
-            float e = exp_neg_f(x[c] - m);
-            y[c] = e;
-            sum += e;
-        }
+        float sum;
+        SUM_LANES(sum, c, C, { y[c] = term = exp_neg_f(x[c] - m); });
         const float k = 1.0f / sum;
         SIMD
         for (int64_t c = 0; c < C; c++) y[c] *= k;

@@ -129,17 +129,23 @@ TEST(safetensors_deep_and_long_names) {
     memset(h + 2, 'z', n);
     strcpy(h + 2 + n, "\":{\"dtype\":\"Q\"}}");
     size = make_file(file, h, 0);
-    EXPECT(!st_open_memory(&st, file, size, "m", &e) && strlen(e.text) < 300, "%zu bytes of error", strlen(e.text));
+    EXPECT(!st_open_memory(&st, file, size, "m", &e) && strlen(e.text) < 300, "%zu bytes of error",
+           strlen(e.text));
     free(h);
     free(file);
 }
 
-/* Every prefix of a good file and every single-byte change: no crash, and nothing outside the file is touched. */
+/* Every prefix of a good file and every single-byte change: no crash, and nothing outside the file is
+ * touched. */
 TEST(safetensors_mutants) {
     char good[512];
-    size_t n = make_file(good, "{\"__metadata__\":{\"format\":\"pt\"},\"w\":{" F("2,3", "0", "24") "},\"b\":{\"dtype\":\"BF16\",\"shape\":[3],"
-                               "\"data_offsets\":[24,30]}}", 30);
-    static const unsigned char values[] = {0, ' ', '"', ',', '0', '9', ':', '[', '\\', ']', '{', '}', 0x80, 0xff};
+    size_t n = make_file(good,
+                         "{\"__metadata__\":{\"format\":\"pt\"},\"w\":{" F(
+                             "2,3", "0", "24") "},\"b\":{\"dtype\":\"BF16\",\"shape\":[3],"
+                                               "\"data_offsets\":[24,30]}}",
+                         30);
+    static const unsigned char values[] = {0,   ' ',  '"', ',', '0', '9',  ':',
+                                           '[', '\\', ']', '{', '}', 0x80, 0xff};
     int taken = 0;
     for (size_t cut = 0; cut <= n; cut++)
         for (int v = -1; v < COUNT_OF(values); v++) {
@@ -154,13 +160,15 @@ TEST(safetensors_mutants) {
                 taken++;
                 for (int i = 0; i < st.ntensors; i++) {
                     const StTensor *t = &st.tensors[i];
-                    EXPECT((const char *)t->data >= file && (const char *)t->data + t->bytes <= file + size, "%s outside", t->name);
+                    EXPECT((const char *)t->data >= file && (const char *)t->data + t->bytes <= file + size,
+                           "%s outside", t->name);
                 }
             } else EXPECT(e.status == FAIL_MODEL && *e.text, "cut %zu value %d: no sentence", cut, v);
             st_close(&st);
             free(file);
         }
-    EXPECT(taken >= 30 * COUNT_OF(values), "only %d of the mutants were good files", taken); /* changes of the data bytes are legal */
+    EXPECT(taken >= 30 * COUNT_OF(values), "only %d of the mutants were good files",
+           taken); /* changes of the data bytes are legal */
 }
 
 static const char *path_in(const char *name) {
@@ -172,13 +180,19 @@ static const char *path_in(const char *name) {
 TEST(safetensors_writes_what_the_reference_writes) {
     static const char header[] =
         "{\"__metadata__\":{\"b\":\"1\"},\"I64\":{\"dtype\":\"I64\",\"shape\":[2],\"data_offsets\":[0,16]},"
-        "\"A\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[16,16]},\"F32\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[16,24]},"
+        "\"A\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[16,16]},\"F32\":{\"dtype\":\"F32\","
+        "\"shape\":[2],\"data_offsets\":[16,24]},"
         "\"a\\n\\u0001\\\"\\\\\xc3\xa9/\x7f\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[24,28]},"
-        "\"BF16\":{\"dtype\":\"BF16\",\"shape\":[2],\"data_offsets\":[28,32]},\"U8\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[32,34]}}";
+        "\"BF16\":{\"dtype\":\"BF16\",\"shape\":[2],\"data_offsets\":[28,32]},\"U8\":{\"dtype\":\"U8\","
+        "\"shape\":[2],\"data_offsets\":[32,34]}}";
     char data[16] = "0123456789abcde";
     const StTensor t[] = {
-        {"a\n\x01\"\\\xc3\xa9/\x7f", ST_F32, 0, {0}, data, 4}, {"U8", ST_U8, 1, {2}, data, 2}, {"F32", ST_F32, 1, {2}, data, 8},
-        {"BF16", ST_BF16, 1, {2}, data, 4},                    {"A", ST_F32, 1, {0}, NULL, 0}, {"I64", ST_I64, 1, {2}, data, 16},
+        {"a\n\x01\"\\\xc3\xa9/\x7f", ST_F32, 0, {0}, data, 4},
+        {"U8", ST_U8, 1, {2}, data, 2},
+        {"F32", ST_F32, 1, {2}, data, 8},
+        {"BF16", ST_BF16, 1, {2}, data, 4},
+        {"A", ST_F32, 1, {0}, NULL, 0},
+        {"I64", ST_I64, 1, {2}, data, 16},
     };
     const char *const meta[][2] = {{"b", "1"}};
     const char *path = path_in("w.safetensors");
@@ -205,14 +219,17 @@ TEST(safetensors_writes_what_the_reference_writes) {
         bool aligned = got && (!got->bytes || (uintptr_t)got->data % (st_dtype_bits(got->dtype) / 8) == 0);
         EXPECT(aligned, "tensor %d is not aligned", i);
     }
-    EXPECT(!st_find(&st, "nobody") && !st_metadata(&st, "x") && !strcmp(st_metadata(&st, "b"), "1"), "look-ups");
+    EXPECT(!st_find(&st, "nobody") && !st_metadata(&st, "x") && !strcmp(st_metadata(&st, "b"), "1"),
+           "look-ups");
     st_close(&st);
-    const StTensor turned[] = {t[5], t[0], t[3], t[2], t[4], t[1]}; /* the order of the arguments does not matter */
+    const StTensor turned[] = {t[5], t[0], t[3],
+                               t[2], t[4], t[1]}; /* the order of the arguments does not matter */
     const char *path2 = path_in("w2.safetensors");
     EXPECT(st_write(path2, turned, COUNT_OF(turned), meta, 1, &e), "%s", e.text);
     char *file2;
     size_t size2;
-    EXPECT(file_read(path2, &file2, &size2, 1 << 20, &e) && size2 == size && !memcmp(file, file2, size), "bytes depend on the order");
+    EXPECT(file_read(path2, &file2, &size2, 1 << 20, &e) && size2 == size && !memcmp(file, file2, size),
+           "bytes depend on the order");
     free(file);
     free(file2);
 }
@@ -239,7 +256,8 @@ TEST(safetensors_full_disk) {
     EXPECT(strstr(e.text, path) && strstr(e.text, "65608 bytes"), "%s", e.text);
     EXPECT(access(tmp, F_OK), "%s was left", tmp);
     SafeTensors st;
-    EXPECT(st_open(&st, path, &e) && st.ntensors == 1 && !memcmp(st.tensors[0].data, "old", 3), "the old file is gone: %s", e.text);
+    EXPECT(st_open(&st, path, &e) && st.ntensors == 1 && !memcmp(st.tensors[0].data, "old", 3),
+           "the old file is gone: %s", e.text);
     st_close(&st);
     EXPECT(!st_write("/no-such-folder/x", &small, 1, NULL, 0, &e) && e.status == FAIL_DISK, "%s", e.text);
     EXPECT(!st_open(&st, "/no-such-folder/x", &e) && e.status == FAIL_MODEL, "%s", e.text);
@@ -249,10 +267,13 @@ TEST(safetensors_full_disk) {
 TEST(safetensors_f16) {
     for (unsigned h = 0; h < 65536; h++) {
         unsigned exp = h >> 10 & 31, frac = h & 1023;
-        double want = exp == 31 ? (frac ? NAN : INFINITY) : exp ? ldexp(1024 + frac, (int)exp - 25) : ldexp(frac, -24);
+        double want = exp == 31 ? (frac ? NAN : INFINITY)
+                      : exp     ? ldexp(1024 + frac, (int)exp - 25)
+                                : ldexp(frac, -24);
         if (h >> 15) want = -want;
         float got = f16_to_f32((uint16_t)h);
-        EXPECT(isnan(want) ? isnan(got) : got == (float)want && !signbit(got) == !(h >> 15), "f16 %04x is %g, not %g", h, got, want);
+        EXPECT(isnan(want) ? isnan(got) : got == (float)want && !signbit(got) == !(h >> 15),
+               "f16 %04x is %g, not %g", h, got, want);
     }
 }
 
@@ -270,7 +291,8 @@ TEST(safetensors_to_f32) {
     TO_F32(ST_F32, float, 1.5f, -2);
     EXPECT(out[0] == 1.5f && out[1] == -2, "F32 %g %g", out[0], out[1]);
     TO_F32(ST_BF16, uint16_t, 0x3fc0, 0xff80, 0x0001);
-    EXPECT(out[0] == 1.5f && out[1] == -INFINITY && out[2] == 0x1p-133f, "BF16 %g %g %g", out[0], out[1], out[2]);
+    EXPECT(out[0] == 1.5f && out[1] == -INFINITY && out[2] == 0x1p-133f, "BF16 %g %g %g", out[0], out[1],
+           out[2]);
     TO_F32(ST_F64, double, 0.1, 1e300);
     EXPECT(out[0] == 0.1f && out[1] == INFINITY, "F64 %g %g", out[0], out[1]);
     TO_F32(ST_I64, int64_t, -5, INT64_MAX);

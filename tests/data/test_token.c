@@ -48,10 +48,12 @@ static void compare_golden(const Tokenizer *t, const char *key) {
             int ids[512], max = (int)json_integer_value(json_object_get(line, "max"));
             size_t len = golden_text(line, raw, sizeof raw);
             int got = token_encode(t, raw, len, ids, max);
-            EXPECT(got == (int)json_array_size(want), "line %d: %d ids, not %zu", row, got, json_array_size(want));
+            EXPECT(got == (int)json_array_size(want), "line %d: %d ids, not %zu", row, got,
+                   json_array_size(want));
             for (int i = 0; i < got; i++) {
                 int id = (int)json_integer_value(json_array_get(want, (size_t)i));
-                EXPECT(ids[i] == id, "line %d: id %d is %d (%s), not %d (%s)", row, i, ids[i], token_text(t, ids[i]), id, token_text(t, id));
+                EXPECT(ids[i] == id, "line %d: id %d is %d (%s), not %d (%s)", row, i, ids[i],
+                       token_text(t, ids[i]), id, token_text(t, id));
             }
             n++;
         }
@@ -77,23 +79,32 @@ TEST(token_clip_golden) {
 TEST(token_ids) {
     Tokenizer *b = open_golden(TOKEN_BERT), *c = open_golden(TOKEN_CLIP);
     if (b && c) {
-        EXPECT(token_pad(b) == 0 && token_first(b) == token_find(b, "[CLS]") && token_last(b) == token_find(b, "[SEP]"), "BERT's special ids");
-        EXPECT(token_pad(c) == 0 && token_first(c) == token_size(c) - 2 && token_last(c) == token_size(c) - 1, "CLIP's special ids");
-        /* The published vocabulary's order (section 6.2 of our model notes): bytes that print, the others, both with an end. */
-        EXPECT(token_find(c, "!") == 0 && token_find(c, "!</w>") == 256 && token_find(c, "a</w>") == 320, "order of CLIP's bytes");
-        EXPECT(token_find(b, "no such token") == -1 && !token_text(b, -1) && !token_text(b, token_size(b)), "unknown tokens");
+        EXPECT(token_pad(b) == 0 && token_first(b) == token_find(b, "[CLS]") &&
+                   token_last(b) == token_find(b, "[SEP]"),
+               "BERT's special ids");
+        EXPECT(token_pad(c) == 0 && token_first(c) == token_size(c) - 2 && token_last(c) == token_size(c) - 1,
+               "CLIP's special ids");
+        /* The published vocabulary's order (section 6.2 of our model notes): bytes that print, the others,
+         * both with an end. */
+        EXPECT(token_find(c, "!") == 0 && token_find(c, "!</w>") == 256 && token_find(c, "a</w>") == 320,
+               "order of CLIP's bytes");
+        EXPECT(token_find(b, "no such token") == -1 && !token_text(b, -1) && !token_text(b, token_size(b)),
+               "unknown tokens");
         EXPECT(!strcmp(token_text(b, token_find(b, "##e")), "##e"), "text of ##e");
     }
     token_close(b);
     token_close(c);
 }
 
-/* Text that does not fit is cut, never more than max ids, both special tokens always there; hostile lengths end soon. */
+/* Text that does not fit is cut, never more than max ids, both special tokens always there; hostile lengths
+ * end soon. */
 TEST(token_limits) {
     Tokenizer *t[2] = {open_golden(TOKEN_BERT), open_golden(TOKEN_CLIP)};
     size_t n = 1 << 20;
     char *text = xcalloc(n, 1);
-    static const char *const fills[] = {"a", "a ", "!", "e\xcc\x81", "\xcc\x81", "\xf0\x9f\x98\x80", "\xff", "", " ", "[SEP]", "'s", "\xe4\xb8\xad", "in"};
+    static const char *const fills[] = {"a",    "a ", "!", "e\xcc\x81", "\xcc\x81", "\xf0\x9f\x98\x80",
+                                        "\xff", "",   " ", "[SEP]",     "'s",       "\xe4\xb8\xad",
+                                        "in"};
     for (int k = 0; k < 2 && t[k]; k++)
         for (int i = 0; i < COUNT_OF(fills); i++) {
             size_t len = MAX(strlen(fills[i]), 1);
@@ -122,7 +133,8 @@ static void *encode_often(void *p) {
     int want[64], ids[64], n = token_encode(w->t, text, sizeof text - 1, want, 64);
     w->same = true;
     for (int i = 0; i < 500; i++)
-        w->same &= token_encode(w->t, text, sizeof text - 1, ids, 64) == n && !memcmp(ids, want, (size_t)n * sizeof *ids);
+        w->same &= token_encode(w->t, text, sizeof text - 1, ids, 64) == n &&
+                   !memcmp(ids, want, (size_t)n * sizeof *ids);
     return NULL;
 }
 
@@ -149,7 +161,8 @@ TEST(token_whole_json) {
     Error e = {0};
     char *vocab = NULL, *merges = NULL;
     size_t nv, nm;
-    if (!file_read(GOLDEN "/clip/vocab.json", &vocab, &nv, 1 << 20, &e) || !file_read(GOLDEN "/clip/merges.txt", &merges, &nm, 1 << 20, &e)) {
+    if (!file_read(GOLDEN "/clip/vocab.json", &vocab, &nv, 1 << 20, &e) ||
+        !file_read(GOLDEN "/clip/merges.txt", &merges, &nm, 1 << 20, &e)) {
         EXPECT(false, "%s", e.text);
         free(vocab);
         return;
@@ -161,12 +174,14 @@ TEST(token_whole_json) {
         for (char *line = strtok_r(copy, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
             if (!strncmp(line, "#version", 8)) continue;
             char *space = strchr(line, ' ');
-            json_array_append_new(list, pairs ? json_pack("[s%,s]", line, (size_t)(space - line), space + 1) : json_string(line));
+            json_array_append_new(list, pairs ? json_pack("[s%,s]", line, (size_t)(space - line), space + 1)
+                                              : json_string(line));
         }
         free(copy);
         Tokenizer *plain = open_golden(TOKEN_CLIP);
-        json_t *root = json_pack("{s:[{s:i,s:s}],s:{s:s,s:o,s:o}}", "added_tokens", "id", token_first(plain), "content", "<|startoftext|>",
-                                 "model", "type", "BPE", "vocab", v, "merges", list);
+        json_t *root =
+            json_pack("{s:[{s:i,s:s}],s:{s:s,s:o,s:o}}", "added_tokens", "id", token_first(plain), "content",
+                      "<|startoftext|>", "model", "type", "BPE", "vocab", v, "merges", list);
         char *text = json_dumps(root, JSON_COMPACT);
         json_decref(root);
         Tokenizer *t = token_open_memory("tokenizer.json", TOKEN_CLIP, text, strlen(text), NULL, 0, &e);
@@ -174,7 +189,9 @@ TEST(token_whole_json) {
         if (t) {
             EXPECT(token_size(t) == token_size(plain), "%d tokens", token_size(t));
             compare_golden(t, "clip");
-            EXPECT(!token_open_memory("x", TOKEN_BERT, text, strlen(text), NULL, 0, &e) && strstr(e.text, "needs WordPiece"), "%s", e.text);
+            EXPECT(!token_open_memory("x", TOKEN_BERT, text, strlen(text), NULL, 0, &e) &&
+                       strstr(e.text, "needs WordPiece"),
+                   "%s", e.text);
         }
         token_close(t);
         token_close(plain);
@@ -209,8 +226,11 @@ static const Bad bad[] = {
     {TOKEN_CLIP, "{\"a\":0," ENDS "}", " a\n", "v:1: a merge is two pieces"},
     {TOKEN_CLIP, "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[1]}}", NULL, "merges[0] is not two pieces"},
     {TOKEN_CLIP, "{\"model\":{\"vocab\":{\"a\":0},\"merges\":{}}}", NULL, "not a list"},
-    {TOKEN_CLIP, "{\"added_tokens\":[{}],\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}}", NULL, "added_tokens[0] needs"},
-    {TOKEN_CLIP, "{\"added_tokens\":[{\"content\":\"\",\"id\":3}],\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}}", NULL, "has 0 bytes"},
+    {TOKEN_CLIP, "{\"added_tokens\":[{}],\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}}", NULL,
+     "added_tokens[0] needs"},
+    {TOKEN_CLIP,
+     "{\"added_tokens\":[{\"content\":\"\",\"id\":3}],\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}}", NULL,
+     "has 0 bytes"},
 };
 
 TEST(token_bad_files) {
@@ -219,9 +239,12 @@ TEST(token_bad_files) {
         Tokenizer *t = token_open_memory("v", bad[i].kind, bad[i].vocab, strlen(bad[i].vocab), bad[i].merges,
                                          bad[i].merges ? strlen(bad[i].merges) : 0, &e);
         EXPECT(!t, "case %d was taken", i);
-        EXPECT(t || (e.status == FAIL_MODEL && strstr(e.text, bad[i].says)), "case %d, status %d: %s", i, e.status, e.text);
+        EXPECT(t || (e.status == FAIL_MODEL && strstr(e.text, bad[i].says)), "case %d, status %d: %s", i,
+               e.status, e.text);
         token_close(t);
     }
     Error e = {0};
-    EXPECT(!token_open(test_dir(), TOKEN_BERT, &e) && e.status == FAIL_MODEL && strstr(e.text, "no vocab.txt and no tokenizer.json"), "%s", e.text);
+    EXPECT(!token_open(test_dir(), TOKEN_BERT, &e) && e.status == FAIL_MODEL &&
+               strstr(e.text, "no vocab.txt and no tokenizer.json"),
+           "%s", e.text);
 }

@@ -15,10 +15,12 @@ static const Row rows[] = {
     {"train:\n  schedule: \"cosine\"\n  lr: 1e-4 # small\n", NULL},
     {"run:\r\n  seed: 5\r\n", NULL},
     {"run:\n  seed: 5\n\n  outt: x\n", "c.yaml:4: unknown option \"outt\" (did you mean out?)"},
-    {"train:\n  lr: 1\n  weigth_decay: 1\n", "c.yaml:3: unknown option \"weigth_decay\" (did you mean weight_decay?)"},
+    {"train:\n  lr: 1\n  weigth_decay: 1\n",
+     "c.yaml:3: unknown option \"weigth_decay\" (did you mean weight_decay?)"},
     {"run:\n  seed: 5\n\ntrian:\n  lr: 50\n", "c.yaml:5: unknown section \"trian\" (did you mean train?)"},
     {"\nlr: 3\n", "c.yaml:2: unknown section \"lr\" (it belongs into section train)"},
-    {"run:\n  lr_head_scale: 3\n", "c.yaml:2: unknown option \"lr_head_scale\" (it belongs into section train)"},
+    {"run:\n  lr_head_scale: 3\n",
+     "c.yaml:2: unknown option \"lr_head_scale\" (it belongs into section train)"},
     {"model:\n  quaternion: 3\n", "c.yaml:2: unknown option \"quaternion\"; there are vqa, loc, teacher"},
     {"run:\n  seed: 5\ntrain:\n  lr: 50\n", "c.yaml:4: train.lr: 50 is not within 0 .. 10"},
     {"run:\n  seed: -1\n", "c.yaml:2: run.seed: -1 is not within 0 .. 2147483647"},
@@ -58,7 +60,8 @@ TEST(config_rows) {
         bool ok = config_parse(&c, "c.yaml", rows[i].yaml, strlen(rows[i].yaml), &e);
         EXPECT(ok == !rows[i].says, "case %d (%s): %s", i, rows[i].yaml, ok ? "taken" : e.text);
         if (ok || !rows[i].says) continue;
-        EXPECT(e.status == FAIL_CONFIG && strstr(e.text, rows[i].says), "case %d, status %d: %s", i, e.status, e.text);
+        EXPECT(e.status == FAIL_CONFIG && strstr(e.text, rows[i].says), "case %d, status %d: %s", i, e.status,
+               e.text);
         EXPECT(!memcmp(&c, &before, sizeof c), "case %d changed the config", i);
     }
 }
@@ -68,16 +71,22 @@ TEST(config_values) {
     Error e = {0};
     char path[256];
     snprintf(path, sizeof path, "%s/c.yaml", test_dir());
-    const char yaml[] = "run: {seed: 7}\ntrain:\n  lr: 2.5e-4\n  schedule: constant\n  resume: off\ndata:\n  dir: a b\n";
+    const char yaml[] =
+        "run: {seed: 7}\ntrain:\n  lr: 2.5e-4\n  schedule: constant\n  resume: off\ndata:\n  dir: a b\n";
     EXPECT(file_write_atomic(path, yaml, sizeof yaml - 1, &e), "%s", e.text);
-    const char *const args[] = {"train.batch=3", "train.lr=0.5", "data.split=x=y", "eval.blame=true", "train.lr=0.25", "model.vqa="};
+    const char *const args[] = {"train.batch=3",   "train.lr=0.5",  "data.split=x=y",
+                                "eval.blame=true", "train.lr=0.25", "model.vqa="};
     EXPECT(config_load(&c, path, args, COUNT_OF(args), &e), "%s", e.text);
-    EXPECT(c.run.seed == 7 && c.train.lr == 0.25 && c.train.schedule == SCHEDULE_CONSTANT && !c.train.resume, "values of the file");
-    EXPECT(c.train.batch == 3 && c.eval.blame && !strcmp(c.data.dir, "a b") && !strcmp(c.data.split, "x=y"), "values of the arguments");
+    EXPECT(c.run.seed == 7 && c.train.lr == 0.25 && c.train.schedule == SCHEDULE_CONSTANT && !c.train.resume,
+           "values of the file");
+    EXPECT(c.train.batch == 3 && c.eval.blame && !strcmp(c.data.dir, "a b") && !strcmp(c.data.split, "x=y"),
+           "values of the arguments");
     EXPECT(config_load(&c, NULL, NULL, 0, &e), "%s", e.text);
     EXPECT(c.run.seed == 1 && c.train.steps == 1000 && c.train.beta2 == 0.98 && c.distill.filter_replay &&
            !strcmp(c.run.out, "build/run") && c.trace.format == TRACE_JSONL, "defaults");
-    EXPECT(!config_load(&c, "/no/such.yaml", NULL, 0, &e) && e.status == FAIL_CONFIG && strstr(e.text, "/no/such.yaml"), "%s", e.text);
+    EXPECT(!config_load(&c, "/no/such.yaml", NULL, 0, &e) && e.status == FAIL_CONFIG &&
+               strstr(e.text, "/no/such.yaml"),
+           "%s", e.text);
 }
 
 static const Row assignments[] = {
@@ -103,7 +112,8 @@ TEST(config_assignments) {
         config_defaults(&c);
         bool ok = config_set(&c, assignments[i].yaml, &e);
         EXPECT(ok == !assignments[i].says, "%s: %s", assignments[i].yaml, ok ? "taken" : e.text);
-        EXPECT(ok || (e.status == FAIL_CONFIG && strstr(e.text, assignments[i].says)), "%s: %s", assignments[i].yaml, e.text);
+        EXPECT(ok || (e.status == FAIL_CONFIG && strstr(e.text, assignments[i].says)), "%s: %s",
+               assignments[i].yaml, e.text);
     }
     Config c;
     Error e = {0};
@@ -135,15 +145,28 @@ TEST(config_prints_what_reads_back) {
     Error e = {0};
     config_defaults(&c);
     check_round_trip(&c);
-    static const char *const texts[] = {"", " ", "a: b # c", "\"quoted\" \\ back", "line\nfeed\ttab\r\x01\x7f", "- x", "true", "*a", "caf\xc3\xa9 \xf0\x9f\x98\x80",
-                                        "\xc2\x85\xc2\xa0\xe2\x80\xa8\xe2\x80\xa9\xef\xbb\xbf\xc2\x9f", "'", "---", "~", "\xef\xbf\xbe\xf4\x8f\xbf\xbf"};
+    static const char *const texts[] = {"",
+                                        " ",
+                                        "a: b # c",
+                                        "\"quoted\" \\ back",
+                                        "line\nfeed\ttab\r\x01\x7f",
+                                        "- x",
+                                        "true",
+                                        "*a",
+                                        "caf\xc3\xa9 \xf0\x9f\x98\x80",
+                                        "\xc2\x85\xc2\xa0\xe2\x80\xa8\xe2\x80\xa9\xef\xbb\xbf\xc2\x9f",
+                                        "'",
+                                        "---",
+                                        "~",
+                                        "\xef\xbf\xbe\xf4\x8f\xbf\xbf"};
     for (int i = 0; i < COUNT_OF(texts); i++) {
         char arg[128];
         snprintf(arg, sizeof arg, "run.out=%s", texts[i]);
         EXPECT(config_set(&c, arg, &e), "%s", e.text);
         check_round_trip(&c);
     }
-    static const double numbers[] = {0, 1e-30, 0.1, 1.0 / 3, 0.30000000000000004, 1e-4, 9.999999999999998, 5e-324};
+    static const double numbers[] = {0,     1e-30, 0.1, 1.0 / 3, 0.30000000000000004, 1e-4, 9.999999999999998,
+                                     5e-324};
     for (int i = 0; i < COUNT_OF(numbers); i++) {
         c.train.lr = numbers[i];
         c.train.schedule = i % 3;
@@ -160,7 +183,8 @@ TEST(config_hostile) {
     Config c;
     Error e = {0};
     config_defaults(&c);
-    static const char *const fills[] = {"[", "{", "- ", "a: ", "? ", "&a ", "!", "%", "\"", "|\n", "run: {", "a", ": ", "\n", " ", "#"};
+    static const char *const fills[] = {"[",  "{",   "- ",     "a: ", "? ", "&a ", "!", "%",
+                                        "\"", "|\n", "run: {", "a",   ": ", "\n",  " ", "#"};
     for (int i = 0; i < COUNT_OF(fills); i++) {
         size_t len = strlen(fills[i]);
         for (size_t at = 0; at < n; at++) text[at] = fills[i][at % len];
@@ -181,7 +205,8 @@ TEST(config_help_names_everything) {
     FILE *f = open_memstream(&text, &size);
     EXPECT(config_help(f, NULL) && config_help(f, "train") && !config_help(f, "nobody"), "sections");
     fclose(f);
-    EXPECT(strstr(text, "train.lr=0.001") && strstr(text, "(0 .. 10)") && strstr(text, "(linear|cosine|constant)") &&
-           strstr(text, "run.out=\"build/run\""), "%s", text);
+    EXPECT(strstr(text, "train.lr=0.001") && strstr(text, "(0 .. 10)") &&
+               strstr(text, "(linear|cosine|constant)") && strstr(text, "run.out=\"build/run\""),
+           "%s", text);
     free(text);
 }

@@ -27,11 +27,13 @@ static void write_rows(const char *path, int64_t from, int64_t to, int64_t resum
     Metrics *m = metrics_open(path, resume, &e);
     EXPECT(m, "%s", e.text);
     for (int64_t s = from; m && s < to; s++)
-        EXPECT(METRICS_ROW(m, s, &e, {"loss", 1.0 / (double)(s + 1)}, {"lr", s == 1 ? NAN : 0.5}), "%s", e.text);
+        EXPECT(METRICS_ROW(m, s, &e, {"loss", 1.0 / (double)(s + 1)}, {"lr", s == 1 ? NAN : 0.5}), "%s",
+               e.text);
     metrics_close(m);
 }
 
-static const char jsonl[] = "{\"step\":0,\"loss\":1,\"lr\":0.5}\n{\"step\":1,\"loss\":0.5,\"lr\":null}\n{\"step\":2,\"loss\":0.333333333,\"lr\":0.5}\n";
+static const char jsonl[] = "{\"step\":0,\"loss\":1,\"lr\":0.5}\n{\"step\":1,\"loss\":0.5,\"lr\":null}\n{"
+                            "\"step\":2,\"loss\":0.333333333,\"lr\":0.5}\n";
 static const char csv[] = "step,loss,lr\n0,1,0.5\n1,0.5,\n2,0.333333333,0.5\n";
 
 TEST(metrics_rows) {
@@ -68,7 +70,9 @@ TEST(metrics_errors) {
     EXPECT(!metrics_open(log_path("a.txt"), -1, &e) && e.status == FAIL_USAGE, "%s", e.text);
     EXPECT(!metrics_open("/no-such-folder/a.csv", -1, &e) && e.status == FAIL_DISK, "%s", e.text);
     EXPECT(file_write_atomic(log_path("x.jsonl"), "hello\n", 6, &e), "%s", e.text);
-    EXPECT(!metrics_open(log_path("x.jsonl"), 3, &e) && e.status == FAIL_DATA && strstr(e.text, "x.jsonl:1: not a row"), "%s", e.text);
+    EXPECT(!metrics_open(log_path("x.jsonl"), 3, &e) && e.status == FAIL_DATA &&
+               strstr(e.text, "x.jsonl:1: not a row"),
+           "%s", e.text);
     expect_text(log_path("x.jsonl"), "hello\n"); /* not touched */
     EXPECT(file_write_atomic(log_path("x.csv"), "a,b\n1,2\n", 8, &e), "%s", e.text);
     EXPECT(!metrics_open(log_path("x.csv"), 3, &e) && strstr(e.text, "not a log of metrics"), "%s", e.text);
@@ -91,7 +95,8 @@ TEST(progress_plain_and_terminal) {
     for (int i = 1; i <= 200; i++) progress_step(&p, i, "loss %.2f", 0.25);
     progress_end(&p, 200, "loss %.2f", 0.25);
     fflush(p.out);
-    const char *const plain[] = {"train 50/200 (25%)", "train 200/200 (100%)", "loss 0.25\n", "train: 200 in 0:00, loss 0.25\n"};
+    const char *const plain[] = {"train 50/200 (25%)", "train 200/200 (100%)", "loss 0.25\n",
+                                 "train: 200 in 0:00, loss 0.25\n"};
     for (int i = 0; i < COUNT_OF(plain); i++) EXPECT(strstr(text, plain[i]), "no \"%s\" in %s", plain[i], text);
     EXPECT(!strchr(text, '\r') && !strchr(text, 27), "a terminal's codes in %s", text);
     p.terminal = true;

@@ -1,4 +1,5 @@
-/* fuzz_config.c -- any bytes as a YAML config or an argument; what is taken prints and reads back to the same. */
+/* fuzz_config.c -- any bytes as a YAML config or an argument; what is taken prints and reads back to the
+ * same. */
 #include "engine/config.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -63,7 +63,7 @@ for name, fn in fns.items():
         case("elementwise", name, [n], {"x": rand(n, lo=-wide[name], hi=wide[name])}, fn)
 case("elementwise", "add", [37], {"a": rand(37), "b": rand(37)}, lambda a, b: a + b)
 case("elementwise", "mul", [37], {"a": rand(37), "b": rand(37)}, lambda a, b: a * b)
-for r, n in ((1, 1), (5, 37), (130, 96)):
+for r, n in ((1, 1), (5, 37), (70, 37)):
     case("elementwise", "add_rows", [r, n], {"x": rand(r, n), "p": rand(n)}, lambda x, p: x + p)
 for b, t, c in ((1, 1, 1), (3, 7, 37)):
     case("elementwise", "mul_tokens", [b, t, c], {"x": rand(b, t, c), "g": rand(b, c)}, lambda x, g: x * g[:, None])
@@ -82,7 +82,7 @@ def l2norm(x):
     return x * inv[:, None], {"inv": inv}
 
 
-for r, c in ((1, 1), (5, 37), (67, 96), (3, 768)):
+for r, c in ((1, 1), (5, 37), (67, 36), (2, 768)):
     case("norm", "layernorm", [r, c], {"x": rand(r, c), "gamma": rand(c), "beta": rand(c)}, layernorm)
     case("norm", "l2norm", [r, c], {"x": rand(r, c)}, l2norm)
     case("norm", "softmax", [r, c], {"x": rand(r, c, lo=-9, hi=9)}, lambda x: torch.softmax(x, -1))
@@ -105,7 +105,7 @@ def attention(q, k, v, mask, causal):
     return torch.einsum("bhij,bjhd->bihd", p, v), {"lse": lse.detach()}
 
 
-for B, H, Tq, Tk, D in ((1, 1, 1, 1, 1), (2, 3, 7, 11, 5), (2, 2, 13, 13, 16), (1, 2, 101, 37, 32), (1, 2, 37, 21, 20)):
+for B, H, Tq, Tk, D in ((1, 1, 1, 1, 1), (2, 3, 7, 11, 5), (2, 2, 13, 13, 16), (1, 1, 101, 37, 16), (1, 2, 37, 21, 20)):
     for kind in range(4):
         q, k, v = rand(B, Tq, H, D, lo=-3, hi=3), rand(B, Tk, H, D, lo=-3, hi=3), rand(B, Tk, H, D)
         mask = (torch.rand(B, Tk) < 0.7).to(torch.uint8) if kind & 1 else None
@@ -146,7 +146,7 @@ for n, a, b, p, d in ((1, 1, 1, 1, 1), (9, 3, 4, 13, 37)):
 
 # ---- gemm: C += A B
 
-for M, N, K in ((1, 1, 1), (5, 37, 13), (67, 33, 130)):
+for M, N, K in ((1, 1, 1), (5, 37, 13), (35, 17, 130)):
     case("gemm", "gemm", [M, N, K], {"a": rand(M, K), "b": rand(K, N), "bias": rand(N)}, lambda a, b, bias: a @ b + bias)
 
 # ---- losses
@@ -173,7 +173,7 @@ def focal(x, target, weight):
     return (weight * a * (target - s).abs() ** 2 * F.binary_cross_entropy_with_logits(x, target, reduction="none")).sum(-1)
 
 
-for r, v in ((1, 1), (5, 37), (4, 3129)):
+for r, v in ((1, 1), (5, 37), (4, 701)):
     w = rand(r, lo=0, hi=1)
     if r > 2:
         w[2] = 0
@@ -185,7 +185,7 @@ for r, v in ((1, 1), (5, 37), (4, 3129)):
     loss_case("ce", [r, v], x, ce, {"label": label, "weight": w})
     loss_case("kl", [r, v], x, kl, {"z": rand(r, v, lo=-6, hi=6), "weight": w})
     hard = (torch.rand(r, v) < 0.5).double()
-    if v < 1000:
+    if v < 100:
         ww = rand(r, v, lo=0, hi=1)
         loss_case("focal", [r, v], x, focal, {"target": rand(r, v, lo=0, hi=1), "weight": ww})
         loss_case("focal_hard", [r, v], x, focal, {"target": hard, "weight": ww})

@@ -1,0 +1,202 @@
+/* step.c -- one training step of distillation. See step.h.
+ *
+ * step_run is the whole method in one page. What it calls, in reading order: data/loader.c (the batch),
+ * sched.c (waves of program steps), modules/ (the students), teacher.c (the labels), distill.c (filters,
+ * the task's answer, losses), tape.c (backward), optim.c (AdamW).
+ */
+#include "engine/step.h"
+
+#include <math.h>
+
+#include "modules/steps.h"
+
+/* ---- the step ------------------------------------------------------------------------------------- */
+
+/* Jobs of the batch's samples whose program parsed. */
+static int make_jobs(Distiller *d, const Batch *b, Job *job, const char **gold, const Sample **sample) {
+    int n = 0;
+    Arena *a = &d->run.host;
+    for (int i = 0; i < b->n; i++) {
+        const Sample *s = &d->data.sample[b->item[i]];
+        const Program *p = d->program[b->item[i]];
+        if (!p || !s->answer) continue;
+        ImageView *image = arena_alloc(a, 2 * sizeof *image);
+        uint64_t *id = arena_alloc(a, 2 * sizeof *id);
+        Value *vars = ARENA_NEW(a, Value, p->nslots);
+        for (int k = 0; k < p->ninputs; k++) {
+            int at = b->image_of[i][k];
+            image[k] = b->image[at];
+            id[k] = b->image_id[at];
+            vars[k] = value_image(id[k], image[k].w, image[k].h);
+        }
+        job[n] = (Job){.prog = p, .vars = vars, .image = image, .image_id = id};
+        gold[n] = s->answer;
+        sample[n++] = s;
+    }
+    return n;
+}
+
+/* Staying near the starting outputs on the replay set (Li & Hoiem 2016, with data of the old domain). */
+static double retain_loss(Distiller *d, Student *s, int64_t step, Error *e) {
+    const Config *cfg = d->cfg;
+    Ctx *c = &d->run.ctx;
+    const Batch *b = loader_next(s->replay_loader, e);
+    if (!b) return NAN;
+    const TrainItem **item;
+    Ask *ask;
+    int n = train_asks(&s->replay, b, cfg->train.per_image, (uint64_t)step, &d->run.host, &item, &ask);
+    if (!n) return 0;
+    for (int i = 0; i < n; i++) ask[i].image_id += UINT64_C(1) << 62; /* another dataset: its ids must not meet the task's */
+    Outputs was, is;
+    c->tape = NULL;
+    module_begin(s->start);
+    module_forward(s->start, c, ask, n, &was);
+    c->tape = &d->run.tape;
+    module_forward(s->module, c, ask, n, &is);
+    const float *old = to_host(c, was.logits);
+    int64_t V = was.logits->shape[1];
+    float *w = arena_alloc(&d->run.host, (size_t)n * sizeof *w), *p = arena_alloc(&d->run.host, (size_t)(n * V) * sizeof *p);
+    for (int i = 0; i < n; i++) w[i] = (float)(cfg->distill.retain / n);
+    if (!was.boxes && !module_multi_label(s->module))
+        return loss_value(c, op_kl_loss(c, is.logits, old, w, (float)cfg->distill.temperature));
+    for (int64_t i = 0; i < n * V; i++) p[i] = sigmoid(old[i]);
+    double loss = loss_value(c, op_bce_loss(c, is.logits, p, w, 1));
+    if (!was.boxes) return loss;
+    float *bw = arena_alloc(&d->run.host, (size_t)(n * V) * sizeof *bw);
+    for (int64_t i = 0; i < n * V; i++) bw[i] = p[i] > LOC_THRESHOLD ? w[i / V] : 0; /* boxes that the start would report */
+    Tensor *box = RESHAPE(c, is.boxes, n * V, 4);
+    return loss + loss_value(c, op_box_loss(c, box, to_host(c, was.boxes), bw, 1, 0, false));
+}
+
+static bool update(Student *s, bool learnt, int64_t step, double *norm, Error *e) {
+    *norm = 0;
+    if (!learnt) return true; /* nobody called it: no gradient, no decay */
+    return optim_step(&s->module->params, &s->optim, step, norm, e);
+}
+
+static bool write_trace(Distiller *d, const Job *job, const Sample *const *sample, const Labelling *l, Error *e);
+
+bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error *e) {
+    Ctx *c = &d->run.ctx;
+    Arena *a = &d->run.host;
+    *out = (StepStats){0};
+    run_begin(&d->run, step, true);
+    module_begin(d->vqa.module);
+    module_begin(d->loc.module);
+
+    /* Every program of the batch, in waves. The students' outputs stay on the tape; the teacher answers beside them. */
+    Job *job = arena_alloc(a, (size_t)MAX(b->n, 1) * sizeof *job);
+    const char **gold = arena_alloc(a, (size_t)MAX(b->n, 1) * sizeof *gold);
+    const Sample **sample = arena_alloc(a, (size_t)MAX(b->n, 1) * sizeof *sample);
+    int njobs = make_jobs(d, b, job, gold, sample);
+    sched_run(&d->sched, c, job, njobs, a);
+
+    /* Which labels hold, given the program and the task's answer. */
+    Labelling l;
+    distill_label(&l, &d->sched, job, gold, d->style, njobs, d->vqa.module, d->cfg, a);
+    if (d->trace && !write_trace(d, job, sample, &l, e)) return false;
+
+    /* The losses, divided by what was kept. */
+    if (l.kept[0]) out->loss_vqa = distill_vqa_loss(c, &d->sched, &l, d->vqa.module, l.kept[0], d->cfg);
+    if (l.kept[1]) out->loss_loc = distill_loc_loss(c, &d->sched, &l, l.kept[1], d->cfg);
+    if (d->vqa.start) out->loss_retain += retain_loss(d, &d->vqa, step, e);
+    if (d->loc.start) out->loss_retain += retain_loss(d, &d->loc, step, e);
+    if (*e->text) return false;
+    if (!isfinite(out->loss_vqa + out->loss_loc + out->loss_retain))
+        return fail_as(e, FAIL_NUMERIC, "step %" PRId64 ": the loss is not finite (VQA %g, LOC %g, retain %g)", step, out->loss_vqa,
+                       out->loss_loc, out->loss_retain);
+
+    tape_backward(c);
+    bool ok = update(&d->vqa, l.kept[0] || d->vqa.start, step, &out->norm_vqa, e) &&
+              update(&d->loc, l.kept[1] || d->loc.start, step, &out->norm_loc, e);
+
+    out->programs = njobs;
+    for (int i = 0; i < njobs; i++) out->failed += job[i].failed;
+    out->student_right = l.student_right;
+    out->label_right = l.right;
+    out->waves = d->sched.waves;
+    memcpy(out->steps, l.steps, sizeof l.steps);
+    memcpy(out->kept, l.kept, sizeof l.kept);
+    memcpy(out->fixed, l.fixed, sizeof l.fixed);
+    memcpy(out->dropped, l.dropped, sizeof l.dropped);
+    return ok;
+}
+
+/* ---- the trace ------------------------------------------------------------------------------------ */
+
+static bool write_trace(Distiller *d, const Job *job, const Sample *const *sample, const Labelling *l, Error *e) {
+    (void)d, (void)job, (void)sample, (void)l, (void)e;
+    return true;
+}
+
+/* ---- opening -------------------------------------------------------------------------------------- */
+
+static bool student_open(Distiller *d, Student *s, const char *step, const char *folder, double lr, Error *e) {
+    const Config *cfg = d->cfg;
+    if (!*folder) return fail_as(e, FAIL_CONFIG, "model.%s is empty; name the folder of the %s module", strcmp(step, "LOC") ? "vqa" : "loc", step);
+    if (!(s->module = module_open_for(step, folder, d->run.dev, MODULE_TRAINED, e))) return false;
+    module_answerer(&s->answerer, s->module, cfg->distill.batch);
+    s->optim = run_optim(cfg, lr, cfg->distill.steps);
+    if (!*cfg->distill.replay_dir || cfg->distill.retain == 0) return true;
+    DatasetConfig dc = {.type = "steps", .dir = cfg->distill.replay_dir, .split = "train", .max_bad = 100};
+    LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed, .batch = MAX(1, cfg->distill.replay_batch / cfg->train.per_image), .shuffle = true,
+                       .max_bad_percent = (float)cfg->data.max_bad_percent, .batch_bytes = (size_t)256 << 20};
+    return trainset_open(&s->replay, &dc, s->module, e) && (s->replay_loader = loader_open(&s->replay.by_image, &lc, e)) &&
+           (s->start = module_open_for(step, folder, d->run.dev, MODULE_FROZEN, e));
+}
+
+static void student_close(Student *s) {
+    loader_close(s->replay_loader);
+    if (s->replay.first) trainset_close(&s->replay);
+    module_close(s->start);
+    module_close(s->module);
+}
+
+bool programs_parse(const Dataset *d, const Dialect *dialect, Program ***out, Arena *a, int64_t *bad) {
+    Program **p = *out = xcalloc((size_t)MAX(d->nsamples, 1), sizeof *p);
+    *bad = 0;
+    for (int64_t i = 0; i < d->nsamples; i++) {
+        const Sample *s = &d->sample[i];
+        Error e = {0};
+        size_t mark = arena_mark(a);
+        p[i] = arena_alloc(a, sizeof **p);
+        if (s->program ? program_parse(p[i], a, dialect, s->program, strlen(s->program), &e) : fail(&e, "it has no program")) continue;
+        if (!(*bad)++) warn("question %s: %s", s->id, e.text);
+        arena_reset(a, mark);
+        p[i] = NULL;
+    }
+    return *bad < MAX(d->nsamples, 1);
+}
+
+bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
+    *d = (Distiller){.cfg = cfg};
+    run_open(&d->run, cfg);
+    arena_open(&d->programs, "programs", NULL, (size_t)8 << 30);
+    DatasetConfig dc = {.type = cfg->data.kind, .dir = cfg->data.dir, .split = cfg->data.split, .limit = cfg->data.limit, .max_bad = 100};
+    bool nlvr = !strcmp(cfg->data.kind, "nlvr2");
+    int64_t bad;
+    d->style = nlvr ? ANSWER_TRUE_FALSE : ANSWER_YES_NO;
+    if (!student_open(d, &d->vqa, "VQA", cfg->model.vqa, cfg->distill.lr_vqa, e) || !student_open(d, &d->loc, "LOC", cfg->model.loc, cfg->distill.lr_loc, e) ||
+        !teacher_open(&d->teacher, cfg->model.teacher, d->vqa.module, !nlvr, d->run.dev, e) || !dataset_open(&d->data, &dc, e))
+        return false;
+    if (!programs_parse(&d->data, nlvr ? &dialect_nlvr : &dialect_gqa, &d->program, &d->programs, &bad))
+        return fail_as(e, FAIL_DATA, "%s: none of its %" PRId64 " questions has a program that parses", cfg->data.dir, d->data.nsamples);
+    d->teacher.max_candidates = MIN(cfg->distill.candidates, MAX_CANDIDATES);
+    guided_answerer(&d->vqa.guided, &d->vqa.answerer, &d->teacher, cfg->distill.steer == STEER_TEACHER);
+    guided_answerer(&d->loc.guided, &d->loc.answerer, &d->teacher, cfg->distill.steer == STEER_TEACHER);
+    d->answerer[0] = &d->vqa.guided.base;
+    d->answerer[1] = &d->loc.guided.base;
+    sched_open(&d->sched, d->answerer, 2);
+    return true;
+}
+
+void distiller_close(Distiller *d) {
+    sched_close(&d->sched);
+    student_close(&d->vqa);
+    student_close(&d->loc);
+    if (d->teacher.vqa) teacher_close(&d->teacher);
+    dataset_close(&d->data);
+    free(d->program);
+    arena_close(&d->programs);
+    run_close(&d->run);
+}

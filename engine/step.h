@@ -1,0 +1,47 @@
+/* step.h -- ONE training step of distillation: the function to read first. Next: step.c, then the files in its order. */
+#pragma once
+#include "engine/distill.h"
+#include "engine/train.h"
+typedef struct Trace Trace;
+
+/* What a step learnt and saw. */
+typedef struct StepStats {
+    double loss_vqa, loss_loc, loss_retain, norm_vqa, norm_loc;
+    int64_t programs, failed, student_right, label_right;
+    int64_t steps[2], kept[2], fixed[2]; /* VQA, LOC */
+    int64_t dropped[VERDICTS];
+    int waves;
+} StepStats;
+
+/* A student module with what keeps it in place: its frozen starting copy and a replay set. */
+typedef struct Student {
+    Module *module, *start;
+    ModuleAnswerer answerer;
+    GuidedAnswerer guided;
+    TrainSet replay;
+    Loader *replay_loader;
+    OptimConfig optim;
+} Student;
+
+typedef struct Distiller {
+    Run run;
+    const Config *cfg;
+    Dataset data;
+    Program **program;       /* of each sample; NULL: it does not parse */
+    Arena programs;
+    AnswerStyle style;
+    Student vqa, loc;
+    Teacher teacher;
+    Answerer *answerer[2];
+    Sched sched;
+    Trace *trace;            /* NULL: none is written */
+} Distiller;
+
+/* Parses every question's program into a; NULL where it does not parse (the first is told, all are counted). False when none does.
+ * *out is malloc'ed. */
+bool programs_parse(const Dataset *d, const Dialect *dialect, Program ***out, Arena *a, int64_t *bad);
+
+bool distiller_open(Distiller *d, const Config *cfg, Error *e);
+void distiller_close(Distiller *d);
+/* Runs the batch's programs, asks the teacher, learns. A NaN is an error (FAIL_NUMERIC). */
+bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error *e);

@@ -1,0 +1,52 @@
+/* test_arena.c -- bump allocation: alignment, reset, peak, zeroing, and the sentence when it is full. */
+#include "engine/arena.h"
+#include "tests/engine/child.h"
+
+TEST(arena_bumps) {
+    Arena a;
+    arena_open(&a, "test", NULL, 10000); /* rounded up to pages */
+    EXPECT(a.size == 12288, "%zu", a.size);
+    char *p = arena_alloc(&a, 1), *q = arena_alloc(&a, 0), *r = arena_alloc(&a, 65), *s = arena_alloc(&a, 1);
+    EXPECT(!((uintptr_t)p & 63) && q == p + 64 && r == q && s == r + 128, "%td %td %td", q - p, r - p, s - p);
+    memset(r, 1, 65);
+    size_t mark = arena_mark(&a);
+    arena_alloc(&a, 5000);
+    size_t peak = a.peak;
+    arena_reset(&a, mark);
+    EXPECT(a.used == mark && a.peak == peak && peak == mark + 5056, "used %zu, peak %zu", a.used, a.peak);
+    memset(arena_alloc(&a, 100), 0xff, 100);
+    arena_reset(&a, mark);
+    const char *z = arena_zalloc(&a, 100);
+    for (int i = 0; i < 100; i++) EXPECT(!z[i], "byte %d is not zero", i);
+    arena_reset(&a, 0);
+    arena_alloc(&a, 12288); /* to the last byte */
+    EXPECT(a.used == a.size, "%zu", a.used);
+    EXPECT(arena_alloc(&a, 0) != NULL, "nothing out of nothing left");
+    arena_close(&a);
+    EXPECT(!a.base && !a.size, "closed");
+    arena_close(&a); /* twice is right */
+}
+
+TEST(arena_strdup) {
+    Arena a;
+    arena_open(&a, "test", NULL, 4096);
+    const char *s = arena_strdup(&a, "hello world", 5), *t = arena_strdup(&a, "", 0);
+    EXPECT(!strcmp(s, "hello") && !*t, "%s", s);
+    arena_close(&a);
+}
+
+/* Full: exit status 6 and the sizes. A size near 2^64 must not wrap. */
+static void overfill(void *size) {
+    Arena a;
+    arena_open(&a, "tiny", NULL, 4096);
+    arena_alloc(&a, *(size_t *)size);
+}
+
+TEST(arena_full) {
+    size_t sizes[] = {4097, SIZE_MAX, SIZE_MAX - 63, SIZE_MAX / 2};
+    for (int i = 0; i < COUNT_OF(sizes); i++) {
+        static Child c;
+        EXPECT(child_call(&c, overfill, &sizes[i]) == FAIL_MEMORY && strstr(c.text, "arena tiny is full"), "%zu bytes: status %d, %s", sizes[i],
+               c.status, c.text);
+    }
+}

@@ -1,0 +1,106 @@
+/* test_train.c -- the supervised loop in this process: it learns, repeats to the bit, and asks no allocator for a step.
+ *
+ * Calls of allocators (count.h) are told apart by the library they come from: libjpeg makes its tables anew for every image, which happens in the loader's
+ * threads; everything else must be silent once a few steps have run.
+ */
+#include "engine/train.h"
+#include "tests/engine/child.h"
+#include "tests/engine/count.h"
+
+static void configure(Config *cfg, const char *out, const char *more) {
+    char set[24][300];
+    const char *list[24];
+    int n = 0;
+    snprintf(set[n++], 300, "data.dir=%s", tiny_scenes());
+    snprintf(set[n++], 300, "run.out=%s/%s", test_dir(), out);
+    static const char *const always[] = {"data.kind=steps", "train.from_scratch=true", "train.batch=8", "train.resume=false", "run.threads=2",
+                                         "train.save_every=0", "run.log_every=1000000", "model.vqa=configs/models/tiny-vilt",
+                                         "model.loc=configs/models/tiny-owlvit"};
+    for (int i = 0; i < COUNT_OF(always); i++) snprintf(set[n++], 300, "%s", always[i]);
+    char *copy = xstrdup(more);
+    for (char *word = strtok(copy, " "); word; word = strtok(NULL, " ")) snprintf(set[n++], 300, "%s", word);
+    free(copy);
+    for (int i = 0; i < n; i++) list[i] = set[i];
+    Error e = {0};
+    CHECK(config_load(cfg, NULL, list, n, &e), "%s", e.text);
+}
+
+static void train(const char *out, const char *more) {
+    Config cfg;
+    Error e = {0};
+    configure(&cfg, out, more);
+    EXPECT(train_run(&cfg, &e), "%s: status %d: %s", more, e.status, e.text);
+}
+
+/* What `steps` and then 3 times as many cost; the difference is the loop's. */
+static void check_allocations(const char *what, const char *options) {
+    char line[400], whose[600] = "";
+    int64_t ours[2], jpeg[2], tries = 0;
+    snprintf(line, sizeof line, "%s train.steps=60", options);
+    train("alloc", line); /* the kernels' scratch and the threads' pools grow to their size */
+    do { /* a thread may meet its largest block late: once more, then it is true */
+        for (int k = 0; k < 2; k++) {
+            snprintf(line, sizeof line, "%s train.steps=%d", options, k ? 60 : 20);
+            count_begin();
+            train("alloc", line);
+            count_end();
+            ours[k] = count_calls("libjpeg", true, whose, sizeof whose);
+            jpeg[k] = count_calls("libjpeg", false, NULL, 0);
+        }
+    } while (ours[1] != ours[0] && tries++ < 2);
+    fprintf(stderr, "    %s: 20 steps call allocators %" PRId64 " times, 60 steps %" PRId64 "; libjpeg %" PRId64 " and %" PRId64 "\n", what, ours[0],
+            ours[1], jpeg[0], jpeg[1]);
+    EXPECT(ours[1] == ours[0], "%s: 40 more steps allocate %" PRId64 " times more (%s)", what, ours[1] - ours[0], whose);
+    if (strstr(options, "cache_mb")) EXPECT(jpeg[1] == jpeg[0], "%s: %" PRId64 " calls of libjpeg in spite of the cache", what, jpeg[1] - jpeg[0]);
+}
+
+TEST(train_step_allocates_nothing) {
+    if (!count_possible()) {
+        test_skip("the allocator cannot be counted here");
+        return;
+    }
+    check_allocations("VQA", "train.module=vqa data.cache_mb=64");
+    check_allocations("VQA, decoding", "train.module=vqa data.workers=0");
+    check_allocations("VQA, accumulating, augmented", "train.module=vqa train.accumulate=3 train.augment=0.5 data.cache_mb=64");
+    check_allocations("LOC", "train.module=loc data.cache_mb=64");
+}
+
+/* The same run twice, with another number of loader threads and of OpenMP threads, is the same to the bit. */
+TEST(train_repeats) {
+    char a[600], b[600], why[1300];
+    static const char *const other[] = {"", "data.workers=3", "run.threads=1", "data.cache_mb=8 data.workers=0"};
+    static const char *const module[] = {"vqa", "loc"};
+    for (int m = 0; m < 2; m++)
+        for (int i = 0; i < COUNT_OF(other); i++) {
+            char line[300];
+            snprintf(line, sizeof line, "train.module=%s train.steps=%d %s", module[m], m ? 2 : 6, other[i]);
+            train(i ? "again" : "first", line);
+            snprintf(a, sizeof a, "%s/first/model", test_dir());
+            snprintf(b, sizeof b, "%s/again/model", test_dir());
+            if (i) EXPECT(same_folders(a, b, why, sizeof why), "%s, %s: %s", module[m], other[i], why);
+        }
+}
+
+/* It can learn 166 calls by heart. */
+TEST(train_learns) {
+    Config cfg;
+    Error e = {0};
+    configure(&cfg, "learns", "train.steps=80 train.batch=16 data.cache_mb=8 train.lr=0.003");
+    EXPECT(train_run(&cfg, &e), "%s", e.text);
+    Run r;
+    TrainSet t;
+    double score = 0;
+    char folder[600];
+    snprintf(folder, sizeof folder, "%s/learns/model", test_dir());
+    run_open(&r, &cfg);
+    Module *m = module_open(folder, r.dev, MODULE_FROZEN, true, 0, &e);
+    EXPECT(m, "%s", e.text);
+    const DatasetConfig dc = {.type = "steps", .dir = cfg.data.dir, .split = "train"};
+    if (m && trainset_open(&t, &dc, m, &e)) {
+        EXPECT(train_eval(&r, m, &t, 0, &score, &e), "%s", e.text);
+        EXPECT(score > 45, "accuracy %.1f%% on what it was trained on; guessing the most frequent gives 25%%", score);
+        trainset_close(&t);
+    }
+    module_close(m);
+    run_close(&r);
+}

@@ -1,0 +1,94 @@
+/* test_attention.c -- attention with all masks, forward and backward. */
+#include "tests/kernels/kernels.h"
+
+#include <math.h>
+
+#define GOLDEN "tests/golden/kernels_attention.safetensors"
+
+COVERS(attention, attention_fwd, attention_bwd)
+
+enum { Q, KEY, V, OUT, LSE, DOUT, DQ, DK, DV, MASK_AT };
+
+static void forward(void *const *p, const int64_t *d, bool masked, bool causal) {
+    const int64_t H = d[1], D = d[4];
+    op->attention_fwd(NULL, F32, p[OUT], H * D, p[LSE], p[Q], H * D, p[KEY], p[V], H * D, masked ? p[MASK_AT] : NULL, causal,
+                      1 / sqrtf((float)D), (int)d[0], (int)H, (int)d[2], (int)d[3], (int)D);
+}
+static void backward(void *const *p, const int64_t *d, bool masked, bool causal) {
+    const int64_t H = d[1], D = d[4];
+    op->attention_bwd(NULL, F32, p[DQ], p[DK], p[DV], p[Q], H * D, p[KEY], p[V], H * D, p[OUT], p[DOUT], H * D, p[LSE],
+                      masked ? p[MASK_AT] : NULL, causal, 1 / sqrtf((float)D), (int)d[0], (int)H, (int)d[2], (int)d[3], (int)D);
+}
+
+#define KIND(id, label, masked, causal, ...)                                                                 \
+    static void id##_f(void *const *p, const int64_t *d) { forward(p, d, masked, causal); }                  \
+    static void id##_b(void *const *p, const int64_t *d) { backward(p, d, masked, causal); }                 \
+    static const Kernel id = {label, "BHqkD",                                                                \
+        {{"q", X, "BqHD", -3, 3}, {"k", X, "BkHD", -3, 3}, {"v", X, "BkHD"}, {"out", Y, "BqHD", .bound = 32}, \
+         {"lse", STAT, "BHq", .bound = 16}, {"dout", DY, "BqHD"}, {"dq", DX, "BqHD", .of = 0, .bound = 64},  \
+         {"dk", DX, "BkHD", .of = 1, .bound = 64}, {"dv", DX, "BkHD", .of = 2, .bound = 32}, __VA_ARGS__},   \
+        id##_f, id##_b, .slope = 0.03};
+
+/* A score is a sum of D <= 64 products of magnitude 9 / sqrt(D): error about sqrt(D) 9 / sqrt(D) EPS32 / 2, taken as is into
+ * the exponential: 5 EPS32 relative, then sums over the keys as a walk (sqrt(101)). dP - delta subtracts two sums of that
+ * error, and dq, dk add them up once more: twice that. */
+KIND(plain, "attention", false, false, {0})
+KIND(masked, "attention_masked", true, false, {"mask", MASK, "Bk"})
+KIND(causal, "attention_causal", false, true, {0})
+KIND(both, "attention_masked_causal", true, true, {"mask", MASK, "Bk"})
+
+static const Kernel *const kinds[] = {&plain, &masked, &causal, &both};
+
+TEST(attention_golden) {
+    static const int64_t sizes[][5] = {
+        /* B  H   Tq  Tk   D */
+        {1, 1, 1, 1, 1},
+        {2, 3, 7, 11, 5},    /* batch 1 of the masked cases sees nothing at all */
+        {2, 2, 13, 13, 16},
+        {1, 1, 101, 37, 16}, /* two blocks of queries; causal: the first 64 queries see nothing */
+        {1, 2, 37, 21, 20},
+    };
+    for (int i = 0; i < COUNT_OF(sizes); i++)
+        for (int k = 0; k < COUNT_OF(kinds); k++) kernel_check(kinds[k], sizes[i], GOLDEN);
+}
+
+TEST(attention_sizes) {
+    static const int64_t sizes[][5] = {
+        {0, 2, 3, 3, 4}, {2, 2, 0, 3, 4}, {2, 2, 3, 0, 4}, {1, 1, 1, 17, 3}, {1, 1, 17, 1, 33}, {4, 2, 80, 80, 32}, {1, 2, 185, 185, 64},
+    };
+    for (int i = 0; i < COUNT_OF(sizes); i++)
+        for (int k = 0; k < COUNT_OF(kinds); k++) kernel_check(kinds[k], sizes[i], NULL);
+}
+
+/* q, k, v as slices of one projection (stride 3HD) give the bits of separate tensors; what lies between is not touched. */
+TEST(attention_strides) {
+    enum { B = 2, H = 2, T = 19, D = 12, C = H * D };
+    static float qkv[B * T * 3 * C], part[3][B * T * C], out[2][B * T * C], lse[2][B * H * T], dqkv[B * T * 3 * C],
+        dpart[3][B * T * C], dout[B * T * C];
+    fill_random(qkv, COUNT_OF(qkv), 1, -2, 2);
+    fill_random(dout, COUNT_OF(dout), 2, -1, 1);
+    for (int i = 0; i < B * T; i++)
+        for (int s = 0; s < 3; s++) memcpy(part[s] + i * C, qkv + (i * 3 + s) * C, C * sizeof(float));
+    op->attention_fwd(NULL, F32, out[0], C, lse[0], qkv, 3 * C, qkv + C, qkv + 2 * C, 3 * C, NULL, true, 0.3f, B, H, T, T, D);
+    op->attention_fwd(NULL, F32, out[1], C, lse[1], part[0], C, part[1], part[2], C, NULL, true, 0.3f, B, H, T, T, D);
+    EXPECT(!memcmp(out[0], out[1], sizeof out[0]) && !memcmp(lse[0], lse[1], sizeof lse[0]), "forward");
+    op->attention_bwd(NULL, F32, dqkv, dqkv + C, dqkv + 2 * C, qkv, 3 * C, qkv + C, qkv + 2 * C, 3 * C, out[0], dout, C, lse[0],
+                      NULL, true, 0.3f, B, H, T, T, D);
+    op->attention_bwd(NULL, F32, dpart[0], dpart[1], dpart[2], part[0], C, part[1], part[2], C, out[1], dout, C, lse[1], NULL,
+                      true, 0.3f, B, H, T, T, D);
+    for (int i = 0; i < B * T; i++)
+        for (int s = 0; s < 3; s++)
+            EXPECT(!memcmp(dpart[s] + i * C, dqkv + (i * 3 + s) * C, C * sizeof(float)), "gradient %d of token %d", s, i);
+}
+
+/* Scores of +-1e4 do not overflow; a masked key may hold anything, NaN too; a NaN that is seen shows. */
+TEST(attention_edges) {
+    float q[1] = {100}, k[3] = {100, -100, NAN}, v[3] = {1, 2, NAN}, out[1], lse[1], d[1] = {1}, dq[1] = {0}, dk[3] = {0}, dv[3] = {0};
+    const uint8_t mask[3] = {1, 1, 0};
+    op->attention_fwd(NULL, F32, out, 1, lse, q, 1, k, v, 1, mask, false, 1, 1, 1, 1, 3, 1);
+    EXPECT(out[0] == 1 && lse[0] == 1e4f, "%g, lse %g", (double)out[0], (double)lse[0]);
+    op->attention_bwd(NULL, F32, dq, dk, dv, q, 1, k, v, 1, out, d, 1, lse, mask, false, 1, 1, 1, 1, 3, 1);
+    EXPECT(dq[0] == 0 && dk[0] == 0 && dk[2] == 0 && dv[0] == 1 && dv[1] == 0 && dv[2] == 0, "gradients");
+    op->attention_fwd(NULL, F32, out, 1, lse, q, 1, k, v, 1, NULL, false, 1, 1, 1, 1, 3, 1);
+    EXPECT(isnan(out[0]), "a NaN is hidden: %g", (double)out[0]);
+}

@@ -1,0 +1,78 @@
+/* test_gemm.c -- matrix products and the bias gradient. */
+#include "tests/kernels/kernels.h"
+
+#include <math.h>
+
+#define GOLDEN "tests/golden/kernels_gemm.safetensors"
+
+COVERS(gemm, gemm, bias_bwd)
+
+/* A linear layer: y = a b + bias; da = dy b^T, db = a^T dy. K <= 130 products: a walk of sqrt(130) roundings. */
+static void linear_f(void *const *p, const int64_t *d) {
+    const int64_t M = d[0], N = d[1], K = d[2];
+    op->gemm(NULL, F32, F32, p[3], N, p[0], K, p[1], N, p[2], false, false, M, N, K, 0);
+}
+static void linear_b(void *const *p, const int64_t *d) {
+    const int64_t M = d[0], N = d[1], K = d[2];
+    if (p[5]) op->gemm(NULL, F32, F32, p[5], K, p[4], N, p[1], N, NULL, false, true, M, K, N, 1);
+    if (p[6]) op->gemm(NULL, F32, F32, p[6], N, p[0], K, p[4], N, NULL, true, false, K, N, M, 1);
+    op->bias_bwd(NULL, F32, p[7], p[4], M, N);
+}
+static const Kernel linear = {"gemm", "MNK",
+    {{"a", X, "MK"}, {"b", X, "KN"}, {"bias", X, "N"}, {"y", Y, "MN", .bound = 16}, {"dy", DY, "MN"},
+     {"da", DX, "MK", .of = 0, .bound = 16}, {"db", DX, "KN", .of = 1, .bound = 16}, {"dbias", DX, "N", .of = 2, .bound = 12}},
+    linear_f, linear_b};
+
+TEST(gemm_golden) {
+    static const int64_t sizes[][3] = {{1, 1, 1}, {5, 37, 13}, {35, 17, 130}};
+    for (int i = 0; i < COUNT_OF(sizes); i++) kernel_check(&linear, sizes[i], GOLDEN);
+}
+
+TEST(gemm_sizes) {
+    static const int64_t sizes[][3] = {
+        {0, 3, 3}, {3, 0, 3}, {3, 3, 0}, {1, 640, 128}, {640, 1, 128}, {193, 513, 65}, {640, 384, 128}, {185, 768, 768}, {128, 128, 1700},
+    };
+    for (int i = 0; i < COUNT_OF(sizes); i++) kernel_check(&linear, sizes[i], NULL);
+}
+
+/* Every flag, with leading dimensions beyond the rows, NaN in C when beta is 0 and in what the op must not read or write.
+ * Small integers: every sum is exact, so the answer is, too. */
+static void flags(int64_t M, int64_t N, int64_t K, bool ta, bool tb, bool bias, int beta) {
+    const int64_t lda = (ta ? M : K) + 3, ldb = (tb ? K : N) + 1, ldc = N + 5, ra = ta ? K : M, rb = tb ? N : K;
+    float *A = xcalloc((size_t)(ra * lda + 1), 4), *B = xcalloc((size_t)(rb * ldb + 1), 4), *C = xcalloc((size_t)(M * ldc + 1), 4);
+    float *b = xcalloc((size_t)N + 1, 4);
+    memset(A, 0xFF, (size_t)(ra * lda) * 4);
+    memset(B, 0xFF, (size_t)(rb * ldb) * 4);
+    memset(C, 0xFF, (size_t)(M * ldc) * 4);
+    for (int64_t i = 0; i < ra; i++)
+        for (int64_t j = 0; j < lda - 3; j++) A[i * lda + j] = (float)((i * 7 + j * 5) % 11 - 5);
+    for (int64_t i = 0; i < rb; i++)
+        for (int64_t j = 0; j < ldb - 1; j++) B[i * ldb + j] = (float)((i * 3 + j * 4) % 13 - 6);
+    for (int64_t j = 0; j < N; j++) b[j] = (float)j;
+    for (int64_t i = 0; beta && i < M; i++)
+        for (int64_t j = 0; j < N; j++) C[i * ldc + j] = (float)(i - j);
+    op->gemm(NULL, F32, F32, C, ldc, A, lda, B, ldb, bias ? b : NULL, ta, tb, M, N, K, (float)beta);
+    int wrong = 0, spilt = 0;
+    for (int64_t i = 0; i < M; i++) {
+        for (int64_t j = 0; j < N; j++) {
+            double want = (bias ? (double)j : 0) + (beta ? (double)(i - j) : 0);
+            for (int64_t k = 0; k < K; k++) want += (double)A[ta ? k * lda + i : i * lda + k] * (double)B[tb ? j * ldb + k : k * ldb + j];
+            wrong += (double)C[i * ldc + j] != want;
+        }
+        for (int64_t j = N; j < ldc; j++) spilt += !isnan(C[i * ldc + j]);
+    }
+    EXPECT(!wrong && !spilt, "(%" PRId64 ",%" PRId64 ",%" PRId64 ") ta %d tb %d bias %d beta %d: %d values wrong, %d outside C", M,
+           N, K, ta, tb, bias, beta, wrong, spilt);
+    free(A), free(B), free(C), free(b);
+}
+
+TEST(gemm_flags) {
+    static const int64_t sizes[][3] = {{1, 1, 1}, {3, 5, 0}, {2, 1, 9}, {1, 40, 17}, {17, 31, 23}, {65, 130, 70}, {200, 520, 33},
+                                       {40, 70, 1100}}; /* the last: copied in two pieces of K when ta */
+    for (int threads = 1; threads <= 2; threads++) {
+        device_cpu(threads);
+        for (int i = 0; i < COUNT_OF(sizes); i++)
+            for (int f = 0; f < 16; f++) flags(sizes[i][0], sizes[i][1], sizes[i][2], f & 1, f & 2, f & 4, f >> 3);
+    }
+    device_cpu(0);
+}
