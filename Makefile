@@ -38,4 +38,27 @@ $(B)/%.o: %.c
 
 -include $(wildcard $(B)/*/*.d $(B)/*/*/*.d)
 
-.PHONY: all
+# ---- the two commands of the README --------------------------------------------------------------------
+
+# Installs the Debian packages of packages.txt that are missing; says which when it may not.
+deps:
+	@missing=$$(for p in $$(grep -v '^#' packages.txt); do \
+	    dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	    if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo=sudo; else \
+	        echo "These Debian packages are missing, and installing them needs root:"; \
+	        echo "  sudo apt-get install" $$missing; exit 1; fi; \
+	    echo "installing" $$missing; \
+	    $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; fi
+
+test: deps
+	@$(MAKE) --no-print-directory $(B)/vpdistill $(B)/test
+	@VPDISTILL=$(B)/vpdistill $(B)/test
+
+D := build/demo
+demo: deps
+	@$(MAKE) --no-print-directory $(B)/vpdistill
+	@test -f $(D)/hard/dataset.json || $(B)/vpdistill scenes configs/demo-scenes.yaml
+	$(B)/vpdistill distill configs/demo.yaml
+
+.PHONY: all deps test demo

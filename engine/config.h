@@ -47,12 +47,14 @@
 #define MODEL_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                        \
     TEXT(vqa, "", "model folder of the VQA module")                                                          \
     TEXT(loc, "", "model folder of the LOC module")                                                          \
+    FLOAT(loc_threshold, 0.1, 0, 1, "LOC: boxes with a score above it are found (VisProg: 0.1)")             \
     TEXT(teacher, "", "model folder of the end-to-end teacher")
 
 #define TRAIN_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                        \
     TEXT(module, "vqa", "which module is trained: vqa, loc or teacher")                                      \
     INT(steps, 1000, 0, 1000000000, "optimizer steps")                                                       \
     BOOL(from_scratch, false, "draw initial weights from run.seed instead of reading model.safetensors")     \
+    TEXT(grow_from, "", "with from_scratch: model folder of a smaller network to start from")                \
     INT(batch, 64, 1, 65536, "examples of one forward pass")                                                 \
     INT(per_image, 4, 1, 1024, "examples of a batch that share an image")                                    \
     INT(accumulate, 1, 1, 65536, "forward passes of one optimizer step")                                     \
@@ -68,6 +70,8 @@
     FLOAT(augment, 0, 0, 1, "strength of photometric augmentation of data.dir's images")                     \
     FLOAT(loc_l1, 1, 0, 1000, "LOC: weight of the box distance, in matching and loss")                       \
     FLOAT(loc_giou, 1, 0, 1000, "LOC: weight of the generalised IoU term, in matching and loss")             \
+    FLOAT(loc_alpha, 0.3, -1, 1, "LOC: focal loss, weight of positives; negative: no balancing")             \
+    FLOAT(loc_gamma, 2, 0, 10, "LOC: focal loss, how little easy patches count; 0: plain cross entropy")     \
     INT(loc_repeat, 1, 1, 64, "LOC: patches matched to each box")                                            \
     INT(save_every, 500, 0, 1000000000, "steps between checkpoints; 0: only the last")                       \
     INT(eval_every, 0, 0, 1000000000, "steps between evaluations; 0: none")                                  \
@@ -90,6 +94,7 @@
     CHOICE(steer, "student", "student|teacher", "whose answers the rest of a training program is run on")     \
     INT(batch, 256, 1, 65536, "questions of one forward pass of a module")                                   \
     INT(replay_batch, 32, 1, 65536, "calls of the replay set in one step")                                   \
+    FLOAT(answer_mass, 0.05, 0, 1, "use_answer: the teacher must give the answers that the program allows this probability") \
     TEXT(replay_dir, "", "dataset of the retain term; empty: none")                                          \
     INT(candidates, 6, 1, 64, "LOC: boxes that the teacher verifies per question")                           \
     INT(programs, 64, 1, 65536, "programs of one step")                                                      \
@@ -106,8 +111,7 @@
     INT(batch, 256, 1, 65536, "programs run at once")
 
 #define TRACE_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                        \
-    TEXT(path, "", "file for the trace of every step; empty: none")                                          \
-    CHOICE(format, "jsonl", "jsonl", "format of the trace")
+    TEXT(path, "", "distill: file for the trace of every step (JSON lines); empty: none")
 
 #define CONFIG_SECTIONS(X)                                                                                   \
     X(run, RUN_OPTIONS)                                                                                      \
@@ -122,7 +126,6 @@
 /* The choices in the order of their rows. */
 enum { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
 enum { STEER_STUDENT, STEER_TEACHER };
-enum { TRACE_JSONL };
 
 #define INT_FIELD(name, def, min, max, help)   int name;
 #define FLOAT_FIELD(name, def, min, max, help) double name;

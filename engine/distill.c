@@ -43,7 +43,7 @@ static bool is_last_module(const Program *p, int step) {
 /* ---- the task's answer as evidence ------------------------------------------------------------------ */
 
 /* What the program allows a step to answer, given the other labels; false when nothing, or nothing is ruled out. */
-static bool restrict_vqa(Replay *r, int step, const Label *l, const Module *vqa, float *p) {
+static bool restrict_vqa(Replay *r, int step, const Label *l, const Module *vqa, double mass, float *p) {
     double sum = 0;
     int allowed = 0;
     for (int v = 0; v < vqa->nlabels; v++) {
@@ -53,18 +53,19 @@ static bool restrict_vqa(Replay *r, int step, const Label *l, const Module *vqa,
         arena_reset(r->a, mark);
         p[v] = ok ? l->p[v] : 0;
         allowed += ok;
-        if (ok) sum += (double)(p[v] = MAX(p[v], 1e-6f)); /* the only answer left may be one the teacher never gives */
+        if (ok) sum += (double)(p[v] = MAX(p[v], 1e-6f));
     }
-    if (!allowed || allowed == vqa->nlabels) return false;
+    /* Little mass on what the program allows: the step probably looks at the wrong thing, and the answer would teach a lie. */
+    if (!allowed || allowed == vqa->nlabels || sum < mass) return false;
     for (int v = 0; v < vqa->nlabels; v++) p[v] = (float)((double)p[v] / sum);
     return true;
 }
 
 /* The leaders in order of belief are the objects, the first k of them for some k: k's posterior over the counts that the program
  * allows gives each leader's probability of being one. */
-static bool restrict_loc(Replay *r, int step, const Label *l, Rect of, float *yes) {
+static bool restrict_loc(Replay *r, int step, const Label *l, Rect of, double mass, float *yes) {
     int n = l->nleaders, allowed = 0;
-    double post[MAX_CANDIDATES + 1], sum = 0;
+    double post[MAX_CANDIDATES + 1], sum = 0, all = 0;
     for (int k = 0; k <= n; k++) {
         size_t mark = arena_mark(r->a);
         Value with = verified_boxes(l, k, of, r->a);
@@ -73,9 +74,10 @@ static bool restrict_loc(Replay *r, int step, const Label *l, Rect of, float *ye
         double like = 1;
         for (int i = 0; i < n; i++) like *= MAX(i < k ? (double)l->candidate[i].yes : 1 - (double)l->candidate[i].yes, 1e-4);
         sum += post[k] = ok ? like : 0;
+        all += like;
         allowed += ok;
     }
-    if (!allowed || allowed == n + 1) return false;
+    if (!allowed || allowed == n + 1 || sum < mass * all) return false;
     double tail = 0;
     for (int i = n - 1; i >= 0; i--) yes[i] = (float)(tail += post[i + 1] / sum);
     return true;
@@ -119,7 +121,8 @@ static void label_job(Labelling *out, const Sched *s, const Job *job, const int 
         if (!is_last_module(p, rec->step)) continue;
         const Label *l = q->answer.label;
         restricted = arena_alloc(a, (size_t)MAX(l->is_loc ? l->nleaders : vqa->nlabels, 1) * sizeof *restricted);
-        if (l->is_loc ? restrict_loc(r, rec->step, l, q->ask.rect, restricted) : restrict_vqa(r, rec->step, l, vqa, restricted)) {
+        if (l->is_loc ? restrict_loc(r, rec->step, l, q->ask.rect, cfg->distill.answer_mass, restricted)
+                      : restrict_vqa(r, rec->step, l, vqa, cfg->distill.answer_mass, restricted)) {
             fixed[k] = restricted;
             repaired = k;
             repairs++;
@@ -266,6 +269,8 @@ double distill_loc_loss(Ctx *c, const Sched *s, const Labelling *l, int64_t tota
     lc.w_class = (float)cfg->distill.loc_class;
     lc.w_l1 = (float)cfg->distill.loc_l1;
     lc.w_giou = (float)cfg->distill.loc_giou;
+    lc.alpha = (float)cfg->train.loc_alpha;
+    lc.gamma = (float)cfg->train.loc_gamma;
     for (int64_t q = 0; (q = next_outputs(s, true, q, &out, &end)) >= 0; q = end) {
         int64_t P = out->logits->shape[1];
         const float *boxes = to_host(c, out->boxes);

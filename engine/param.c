@@ -228,6 +228,51 @@ bool params_load(ParamSet *ps, const SafeTensors *st, const char *path, Error *e
     return true;
 }
 
+/* Rows 1.. of (1 + g*g, C) positions, resampled bilinearly (corners aligned) to another square grid; row 0 is copied. */
+static void resize_positions(float *out, int64_t gout, const float *in, int64_t gin, int64_t C) {
+    memcpy(out, in, (size_t)C * sizeof *out);
+    for (int64_t y = 0; y < gout; y++)
+        for (int64_t x = 0; x < gout; x++) {
+            float sy = gout > 1 ? (float)(y * (gin - 1)) / (float)(gout - 1) : 0, sx = gout > 1 ? (float)(x * (gin - 1)) / (float)(gout - 1) : 0;
+            int64_t y0 = (int64_t)sy, x0 = (int64_t)sx, y1 = MIN(y0 + 1, gin - 1), x1 = MIN(x0 + 1, gin - 1);
+            float fy = sy - (float)y0, fx = sx - (float)x0, *o = out + (1 + y * gout + x) * C;
+            const float *p = in + C;
+            for (int64_t c = 0; c < C; c++)
+                o[c] = (1 - fy) * ((1 - fx) * p[(y0 * gin + x0) * C + c] + fx * p[(y0 * gin + x1) * C + c]) +
+                       fy * ((1 - fx) * p[(y1 * gin + x0) * C + c] + fx * p[(y1 * gin + x1) * C + c]);
+        }
+}
+
+/* g of (1 + g*g, C) positions, 0 when the shape is no such thing. */
+static int64_t position_grid(int64_t values, int64_t C) {
+    int64_t n = values / C - 1, g = (int64_t)(sqrt((double)n) + 0.5);
+    return n > 0 && values % C == 0 && g * g == n ? g : 0;
+}
+
+int params_grow(ParamSet *ps, const SafeTensors *st, const char *const *silent) {
+    int taken = 0;
+    for (int i = 0; i < ps->n; i++) {
+        Param *p = ps->param[i];
+        const StTensor *t = st_find(st, p->name);
+        int64_t C = last_dim(&p->t), n = t ? st_numel(t) : 0;
+        float *out = xcalloc((size_t)p->n + 1, sizeof *out), *in = xcalloc((size_t)n + 1, sizeof *in);
+        bool use = false;
+        if (t && st_to_f32(in, t, NULL)) {
+            int64_t gin = strstr(p->name, "position") && t->ndim && t->shape[t->ndim - 1] == C ? position_grid(n, C) : 0;
+            int64_t gout = position_grid(p->n, C);
+            if (shape_matches(p, t)) memcpy(out, in, (size_t)n * sizeof *out), use = true;
+            else if (gin && gout) resize_positions(out, gout, in, gin, C), use = true;
+        } else {
+            for (const char *const *s = silent; *s; s++) use |= strstr(p->name, *s) != NULL; /* out is zero */
+        }
+        if (use) ps->dev->upload(ps->dev, p->t.data, out, (size_t)p->n * sizeof *out);
+        taken += use && t;
+        free(in);
+        free(out);
+    }
+    return taken;
+}
+
 /* One safetensors file of `count` flat buffers, names[k] put before each parameter's name. */
 static bool save_buffers(const ParamSet *ps, const char *path, float *const *buffer, const char *const *names, int count,
                          const char *const (*meta)[2], int nmeta, Error *e) {

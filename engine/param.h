@@ -67,6 +67,11 @@ void params_init(ParamSet *ps, uint64_t seed, float std);
 /* Copies values from an open file. Lists ALL missing, extra and misshaped tensors (with the expected shape) in one error.
  * ignored: a name suffix to skip, such as "position_ids", or NULL. */
 bool params_load(ParamSet *ps, const SafeTensors *st, const char *path, Error *e);
+/* Starts a larger network from a smaller one's weights, which then computes (nearly) the same: equal shapes are copied, the
+ * position embeddings of a square image grid are interpolated, and of blocks that only the larger has, what `silent` names (a
+ * NULL-ended list of substrings: the output projections) becomes 0, so that they begin as the identity. The rest keeps its
+ * drawn values. Returns how many tensors were taken. Source: net2net's deepening (Chen et al. 2016) for residual blocks. */
+int params_grow(ParamSet *ps, const SafeTensors *st, const char *const *silent);
 /* Writes the named values as safetensors, atomically. */
 bool params_save(const ParamSet *ps, const char *path, Error *e);
 /* Moments and step, exactly. The loader wants the same parameter names and shapes. */

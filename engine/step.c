@@ -74,7 +74,40 @@ static bool update(Student *s, bool learnt, int64_t step, double *norm, Error *e
     return optim_step(&s->module->params, &s->optim, step, norm, e);
 }
 
-static bool write_trace(Distiller *d, const Job *job, const Sample *const *sample, const Labelling *l, Error *e);
+/* ---- the trace ------------------------------------------------------------------------------------ */
+
+/* One line for each module step that the programs took, with the label that was (or would have been) learnt from. */
+static bool write_trace(Distiller *d, int64_t step, const Sample *const *sample, const Labelling *l, Error *e) {
+    enum { TOP = 5 };
+    const Module *m = d->vqa.module;
+    for (int64_t i = 0; i < d->sched.nrecords; i++) {
+        const StepRecord *r = &d->sched.record[i];
+        const Question *q = &d->sched.question[r->question];
+        const Label *b = q->answer.label;
+        const Target *t = &l->target[r->question];
+        bool kept = l->verdict[i] == KEPT && t->kept;
+        const float *p = kept && !b->is_loc ? t->p : b->p;
+        const char *names[TOP];
+        float probs[TOP];
+        int top[TOP], ntop = b->is_loc ? 0 : top_probs(top, TOP, p, m->nlabels, 0.01f);
+        for (int k = 0; k < ntop; k++) names[k] = m->label[top[k]], probs[k] = p[top[k]];
+        Rect box[MAX_CANDIDATES];
+        int nbox = 0;
+        for (int k = 0; b->is_loc && k < b->nleaders; k++) { /* the boxes that the label calls objects */
+            float yes = kept ? t->yes[k] : b->candidate[k].yes;
+            const Boxes *one = verified_boxes(b, k + 1, q->ask.rect, &d->run.host).boxes;
+            if (yes > 0.5f && trace_box(&box[nbox], one, k, d->loc.answerer.strict)) nbox++;
+        }
+        TraceStep line = {.update = step, .image = d->data.images.path[q->ask.image_id], .rect = q->ask.rect,
+                          .module = b->is_loc ? "LOC" : "VQA", .query = q->ask.query, .answer = ntop ? names[0] : NULL,
+                          .soft_answer = names, .soft_prob = probs, .nsoft = ntop, .boxes = box, .nboxes = nbox, .weight = 1,
+                          .student = &b->student, .teacher = &b->teacher, .strict = d->loc.answerer.strict, .kept = kept,
+                          .why = kept ? NULL : verdict_names[l->verdict[i]], .program = sample[r->job]->id,
+                          .question = sample[r->job]->question, .step = r->step};
+        if (!trace_step(d->trace, &line, e)) return false;
+    }
+    return true;
+}
 
 bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error *e) {
     Ctx *c = &d->run.ctx;
@@ -94,7 +127,7 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
     /* Which labels hold, given the program and the task's answer. */
     Labelling l;
     distill_label(&l, &d->sched, job, gold, d->style, njobs, d->vqa.module, d->cfg, a);
-    if (d->trace && !write_trace(d, job, sample, &l, e)) return false;
+    if (d->trace && !write_trace(d, step, sample, &l, e)) return false;
 
     /* The losses, divided by what was kept. */
     if (l.kept[0]) out->loss_vqa = distill_vqa_loss(c, &d->sched, &l, d->vqa.module, l.kept[0], d->cfg);
@@ -122,13 +155,6 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
     return ok;
 }
 
-/* ---- the trace ------------------------------------------------------------------------------------ */
-
-static bool write_trace(Distiller *d, const Job *job, const Sample *const *sample, const Labelling *l, Error *e) {
-    (void)d, (void)job, (void)sample, (void)l, (void)e;
-    return true;
-}
-
 /* ---- opening -------------------------------------------------------------------------------------- */
 
 static bool student_open(Distiller *d, Student *s, const char *step, const char *folder, double lr, Error *e) {
@@ -136,6 +162,7 @@ static bool student_open(Distiller *d, Student *s, const char *step, const char 
     if (!*folder) return fail_as(e, FAIL_CONFIG, "model.%s is empty; name the folder of the %s module", strcmp(step, "LOC") ? "vqa" : "loc", step);
     if (!(s->module = module_open_for(step, folder, d->run.dev, MODULE_TRAINED, e))) return false;
     module_answerer(&s->answerer, s->module, cfg->distill.batch);
+    s->answerer.threshold = (float)cfg->model.loc_threshold;
     s->optim = run_optim(cfg, lr, cfg->distill.steps);
     if (!*cfg->distill.replay_dir || cfg->distill.retain == 0) return true;
     DatasetConfig dc = {.type = "steps", .dir = cfg->distill.replay_dir, .split = "train", .max_bad = 100};

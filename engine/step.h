@@ -2,7 +2,7 @@
 #pragma once
 #include "engine/distill.h"
 #include "engine/train.h"
-typedef struct Trace Trace;
+#include "engine/trace.h"
 
 /* What a step learnt and saw. */
 typedef struct StepStats {
@@ -34,7 +34,7 @@ typedef struct Distiller {
     Teacher teacher;
     Answerer *answerer[2];
     Sched sched;
-    Trace *trace;            /* NULL: none is written */
+    Trace *trace;            /* NULL: none is written; the caller opens and closes it */
 } Distiller;
 
 /* Parses every question's program into a; NULL where it does not parse (the first is told, all are counted). False when none does.

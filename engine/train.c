@@ -117,6 +117,8 @@ static LocLossConfig loc_config(const Config *cfg) {
     LocLossConfig l = loc_loss_default;
     l.w_l1 = (float)cfg->train.loc_l1;
     l.w_giou = (float)cfg->train.loc_giou;
+    l.alpha = (float)cfg->train.loc_alpha;
+    l.gamma = (float)cfg->train.loc_gamma;
     l.repeat = cfg->train.loc_repeat;
     return l;
 }
@@ -332,6 +334,18 @@ static bool train_loop(Run *r, Module *m, Source *source, TrainSet *val, const C
     return true;
 }
 
+/* A fresh larger model takes over what a smaller one has learnt. */
+static bool grow(Module *m, const char *folder, Error *e) {
+    static const char *const silent[] = {"attention.output.dense.", ".output.dense.", "self_attn.out_proj.", "mlp.fc2.", NULL};
+    char path[600];
+    SafeTensors st;
+    if (!path_join(path, sizeof path, folder, "model.safetensors", e) || !st_open(&st, path, e)) return false;
+    int taken = params_grow(&m->params, &st, silent);
+    st_close(&st);
+    info("%s: %d of %d tensors taken over", folder, taken, m->params.n);
+    return true;
+}
+
 bool train_run(const Config *cfg, Error *e) {
     const char *what = cfg->train.module, *folder = !strcmp(what, "loc") ? cfg->model.loc : !strcmp(what, "teacher") ? cfg->model.teacher : cfg->model.vqa;
     if (!*folder) return fail_as(e, FAIL_CONFIG, "train: model.%s is empty; name the model folder to train", what);
@@ -364,6 +378,7 @@ bool train_run(const Config *cfg, Error *e) {
         info("resuming from %s", path);
     } else {
         start = 0;
+        if (cfg->train.from_scratch && *cfg->train.grow_from && !grow(m, cfg->train.grow_from, e)) goto done;
     }
     int64_t mix_updates = mixed_before(cfg, start);
     if (!source_open(&source[0], cfg, &dc, m, start - mix_updates, (float)cfg->train.augment, e) ||

@@ -85,8 +85,9 @@ static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64
             }
             sums.since += now_s() - since;
         }
-        if (ok && ((cfg->train.save_every && done % cfg->train.save_every == 0) || last))
-            ok = ckpt_save(cfg->run.out, done, part, 2, config_text, 2, e);
+        bool save = (cfg->train.save_every && done % cfg->train.save_every == 0) || last;
+        if (ok && save && d->trace) ok = trace_flush(d->trace, e); /* never behind a checkpoint */
+        if (ok && save) ok = ckpt_save(cfg->run.out, done, part, 2, config_text, 2, e);
     }
     metrics_close(m);
     if (l) loader_close(l);
@@ -123,6 +124,7 @@ static Status run(Args *a, Error *e) {
     }
     Distiller d;
     Dataset test = {0}, val = {0};
+    Trace trace = {0};
     EvalResult before = {0}, after = {0}, teacher = {0};
     char path[600], config_text[65536];
     bool two = !strcmp(cfg->data.kind, "nlvr2"), ok = false;
@@ -143,6 +145,10 @@ static Status run(Args *a, Error *e) {
     } else {
         start = 0;
     }
+    if (*cfg->trace.path) {
+        d.trace = &trace;
+        if (!(start ? trace_resume(&trace, cfg->trace.path, start, e) : trace_open(&trace, cfg->trace.path, e))) goto done;
+    }
     if (!train(&d, cfg, part, start, config_text, val.sample ? &val : NULL, e) || !evaluate(&d, &test, &after, e)) goto done;
     if (!two) {
         EvalConfig ec = eval_config(&test, cfg);
@@ -154,6 +160,7 @@ static Status run(Args *a, Error *e) {
     eval_print(stdout, (EvalColumn[]){{"students as pre-trained", &before}, {"students distilled", &after}, {"teacher", two ? NULL : &teacher}}, 3);
     ok = write_report(cfg, &before, &after, two ? NULL : &teacher, d.teacher.asked, e);
 done:
+    if (!trace_close(&trace, ok ? e : NULL)) ok = false;
     dataset_close(&test);
     dataset_close(&val);
     distiller_close(&d);
@@ -168,6 +175,6 @@ const Verb verb_distill = {
             "frozen teacher (model.teacher), filters its labels by replaying them through the program, and trains. Uses\n"
             "of the dataset only image, question, program and answer. Checkpoints go to run.out; the distilled students\n"
             "are run.out/vqa and run.out/loc, the table is also run.out/report.json.\n",
-    .sections = {"run", "data", "model", "train", "distill", "eval"},
+    .sections = {"run", "data", "model", "train", "distill", "trace"},
     .run = run,
 };

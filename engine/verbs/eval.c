@@ -38,6 +38,7 @@ static bool open_models(Evaluation *v, const Config *cfg, Error *e) {
     if (*cfg->model.loc) {
         if (!(v->loc = module_open_for("LOC", cfg->model.loc, dev, MODULE_FROZEN, e))) return false;
         module_answerer(&v->loc_answers, v->loc, cfg->eval.batch);
+        v->loc_answers.threshold = (float)cfg->model.loc_threshold;
     }
     return !*cfg->model.teacher || (v->teacher = module_open_for("VQA", cfg->model.teacher, dev, MODULE_FROZEN, e));
 }

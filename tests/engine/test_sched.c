@@ -1,34 +1,6 @@
 /* test_sched.c -- waves: the same answers as one program at a time, each question once, one failure harms nobody else, no allocation. */
+#include "tests/engine/count.h"
 #include "tests/engine/scene_jobs.h"
-
-/* ---- counting the allocator ------------------------------------------------------------------------ */
-
-/* Interposes malloc of the whole test program while `counting`: glibc calls these from inside, too (qsort does). Sanitizers bring
- * their own malloc; there the count is not taken. */
-#if !defined(__SANITIZE_ADDRESS__) && defined(__GLIBC__)
-#define CAN_COUNT 1
-extern void *__libc_malloc(size_t);
-extern void *__libc_calloc(size_t, size_t);
-extern void *__libc_realloc(void *, size_t);
-static volatile bool counting;
-static int64_t mallocs;
-void *malloc(size_t n) {
-    if (counting) __atomic_add_fetch(&mallocs, 1, __ATOMIC_RELAXED);
-    return __libc_malloc(n);
-}
-void *calloc(size_t n, size_t size) {
-    if (counting) __atomic_add_fetch(&mallocs, 1, __ATOMIC_RELAXED);
-    return __libc_calloc(n, size);
-}
-void *realloc(void *p, size_t n) {
-    if (counting) __atomic_add_fetch(&mallocs, 1, __ATOMIC_RELAXED);
-    return __libc_realloc(p, n);
-}
-#else
-#define CAN_COUNT 0
-static bool counting;
-static int64_t mallocs;
-#endif
 
 /* ---- the same answers ------------------------------------------------------------------------------ */
 
@@ -309,22 +281,21 @@ TEST(sched_speed_and_allocations) {
     Sched s;
     sched_open(&s, st.answerer, 2);
     double best = 1e9;
-    int64_t counted = 0;
+    char whose[300] = "";
     for (int r = 0; r < ROUNDS; r++) {
         size_t mark = arena_mark(&a);
-        mallocs = 0;
-        counting = r > 0; /* the first run finds out how much room there must be */
+        if (r == 1) count_begin(); /* the first run finds out how much room there must be */
         double t = now_s();
         sched_run(&s, NULL, job, N, &a);
         t = now_s() - t;
-        counting = false;
-        counted += mallocs;
         if (t < best) best = t;
         arena_reset(&a, mark);
     }
+    count_end();
+    int64_t counted = count_calls(NULL, false, whose, sizeof whose);
     EXPECT(st.loc.asked == (int64_t)N * ROUNDS && st.vqa.asked == (int64_t)N * ROUNDS, "%d LOC, %d VQA", (int)st.loc.asked, (int)st.vqa.asked);
     EXPECT(st.loc.calls == ROUNDS && s.waves == 2, "%d calls, %d waves", (int)st.loc.calls, s.waves);
-    if (CAN_COUNT) EXPECT(counted == 0, "%" PRId64 " allocations in %d runs after the first", counted, ROUNDS - 1);
+    EXPECT(counted == 0, "%" PRId64 " allocations in %d runs after the first, one by %s", counted, ROUNDS - 1, whose);
     for (int i = 0; i < N; i++) EXPECT(!strcmp(result_text(&job[i]), "yes"), "job %d: %s", i, result_text(&job[i]));
     printf("    %.0f six-step programs a second, modules stubbed\n", N / best);
     sched_close(&s);
