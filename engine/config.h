@@ -86,7 +86,9 @@
     FLOAT(loc_l1, 1, 0, 1000, "LOC: weight of the box distance")                                             \
     FLOAT(loc_giou, 1, 0, 1000, "LOC: weight of the generalised IoU term")                                   \
     FLOAT(retain, 0.1, 0, 1000, "weight of staying near the starting outputs on the replay set")             \
-    FLOAT(confidence, 0.5, 0, 1, "labels below this probability of the teacher are dropped")                 \
+    FLOAT(confidence, 0.5, 0, 1, "VQA: labels below this probability of the teacher are dropped")               \
+    FLOAT(loc_yes, 0.55, 0.5, 1, "LOC: a verified box teaches \"here\" from this probability on")             \
+    FLOAT(loc_no, 0.15, 0, 0.5, "LOC: a verified box teaches \"not here\" up to this probability")           \
     BOOL(filter_executes, true, "keep labels only of programs that execute")                                 \
     BOOL(filter_confident, true, "keep labels only above confidence")                                        \
     BOOL(filter_replay, true, "keep labels only when the program with them gives the task's answer")         \
@@ -96,7 +98,8 @@
     INT(replay_batch, 32, 1, 65536, "calls of the replay set in one step")                                   \
     FLOAT(answer_mass, 0.05, 0, 1, "use_answer: the teacher must give the answers that the program allows this probability") \
     TEXT(replay_dir, "", "dataset of the retain term; empty: none")                                          \
-    INT(candidates, 6, 1, 64, "LOC: boxes that the teacher verifies per question")                           \
+    INT(candidates, 8, 1, 32, "LOC: boxes that the teacher verifies per question")                           \
+    CHOICE(verify, "words", "exists|words", "LOC: asks if the object is there, or also what it is, its color, its pattern") \
     INT(programs, 64, 1, 65536, "programs of one step")                                                      \
     INT(steps, 200, 0, 1000000000, "optimizer steps")                                                        \
     FLOAT(lr_vqa, 1e-4, 0, 10, "highest learning rate of the VQA module")                                    \
@@ -126,6 +129,7 @@
 /* The choices in the order of their rows. */
 enum { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
 enum { STEER_STUDENT, STEER_TEACHER };
+enum { VERIFY_EXISTS, VERIFY_WORDS };
 
 #define INT_FIELD(name, def, min, max, help)   int name;
 #define FLOAT_FIELD(name, def, min, max, help) double name;

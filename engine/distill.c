@@ -238,23 +238,24 @@ static LocTarget loc_target(const Question *q, const Target *t, const float *box
     float (*box)[4] = arena_alloc(a, (size_t)n * sizeof *box), *score = arena_alloc(a, (size_t)n * 4), *bw = arena_alloc(a, (size_t)n * 4);
     int32_t *patch = arena_alloc(a, (size_t)n * 4);
     uint8_t *ignore = ARENA_NEW(a, uint8_t, P);
-    double sure = cfg->distill.filter_confident ? cfg->distill.confidence : 0;
+    bool filter = cfg->distill.filter_confident;
+    float here = filter ? (float)cfg->distill.loc_yes : 0.5f, not_here = filter ? (float)cfg->distill.loc_no : 0.5f;
     int k = 0;
     for (int i = 0; i < n; i++) {
         const Candidate *c = &l->candidate[i];
         float yes = t->yes[c->leader], lead[4];
         box_of(lead, l->candidate[c->leader].box, q->ask.rect);
         if (i == c->leader) {
-            bool unsure = (double)MAX(yes, 1 - yes) < sure;
+            bool unsure = yes > not_here && yes < here;
             for (int64_t p = 0; p < P; p++)
-                if ((yes > 0.5f || unsure) && box_iou(boxes + 4 * p, lead) >= 0.4f) ignore[p] = 1;
+                if ((yes >= here || unsure) && box_iou(boxes + 4 * p, lead) >= 0.4f) ignore[p] = 1;
             if (unsure) continue;
-        } else if (yes <= 0.5f || (double)yes < sure) {
+        } else if (yes < here) {
             continue; /* nothing to follow */
         }
         memcpy(box[k], lead, sizeof lead);
         score[k] = yes;
-        bw[k] = yes > 0.5f ? yes : 0;
+        bw[k] = yes >= here ? yes : 0;
         patch[k++] = c->patch;
     }
     return (LocTarget){.nboxes = k, .box = (const float (*)[4])box, .score = score, .box_weight = bw, .patch = patch,

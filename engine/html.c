@@ -231,29 +231,29 @@ static void draw_boxes(Html *h, const Boxes *b, bool strict) {
     }
 }
 
+/* What a slot held when step i ran: an input, or what an earlier step wrote; VAL_NONE when that failed. */
+static Value slot_value(const Html *h, const ProgramView *p, int slot, int i) {
+    if (slot < p->prog->ninputs && slot < h->nimages) {
+        const HtmlImage *im = &h->image[slot];
+        return value_image(im->id, im->view.w, im->view.h);
+    }
+    for (int s = 0; s < i; s++)
+        if (p->prog->steps[s].out == slot && p->step[s].value) return *p->step[s].value;
+    return value_none();
+}
+
 /* The image argument of a step, with LOC's boxes; for a crop, where it lies and what it shows. */
 static void put_pictures(Html *h, const ProgramView *p, int i) {
     const Step *st = &p->prog->steps[i];
-    const Value *value = p->step[i].value, *from = NULL;
-    for (int k = 0; k < st->kind->nargs && !from; k++) {
-        const int at = st->arg[k];
-        if (at == ARG_NONE || at < 0) continue;
-        const Value *v = NULL; /* an input, or what an earlier step wrote */
-        if (at < p->prog->ninputs) {
-            static _Thread_local Value input;
-            if (at >= h->nimages) continue;
-            input = value_image(h->image[at].id, h->image[at].view.w, h->image[at].view.h);
-            v = &input;
-        } else {
-            for (int s = 0; s < i && !v; s++)
-                if (p->prog->steps[s].out == at) v = p->step[s].value;
-        }
-        if (v && v->kind == VAL_IMAGE) from = v;
-    }
-    const int image = from ? find_image(h, from->image.id) : -1;
+    const Value *value = p->step[i].value;
+    Value from = value_none();
+    for (int k = 0; k < st->kind->nargs && from.kind != VAL_IMAGE; k++)
+        if (st->arg[k] != ARG_NONE && st->arg[k] >= 0) from = slot_value(h, p, st->arg[k], i);
+    if (from.kind != VAL_IMAGE) return;
+    const int image = find_image(h, from.image.id);
     if (image < 0) return;
     const bool crop = value && value->kind == VAL_IMAGE && st->kind->role == STEP_PLAIN;
-    const Rect r = from->image.rect;
+    const Rect r = from.image.rect;
     const Source s = source_for(h, image, r), to = crop ? source_for(h, image, value->image.rect) : s;
     fputs("<div class=\"pics\">", h->f);
     if (crop) {

@@ -208,6 +208,7 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
         return false;
     if (!programs_parse(&d->data, nlvr ? &dialect_nlvr : &dialect_gqa, &d->program, &d->programs, &bad))
         return fail_as(e, FAIL_DATA, "%s: none of its %" PRId64 " questions has a program that parses", cfg->data.dir, d->data.nsamples);
+    d->teacher.attributes = cfg->distill.verify == VERIFY_WORDS;
     d->teacher.max_candidates = MIN(cfg->distill.candidates, MAX_CANDIDATES);
     guided_answerer(&d->vqa.guided, &d->vqa.answerer, &d->teacher, cfg->distill.steer == STEER_TEACHER);
     guided_answerer(&d->loc.guided, &d->loc.answerer, &d->teacher, cfg->distill.steer == STEER_TEACHER);

@@ -1,6 +1,8 @@
 /* teacher.c -- asking the frozen network. See teacher.h. */
 #include "engine/teacher.h"
 
+#include <math.h>
+
 #include "modules/steps.h"
 
 static int find_label(const Module *m, const char *text) {
@@ -10,7 +12,7 @@ static int find_label(const Module *m, const char *text) {
 }
 
 bool teacher_open(Teacher *t, const char *folder, const Module *student_vqa, bool verify, Device *dev, Error *e) {
-    *t = (Teacher){.max_batch = 128, .max_candidates = 6, .floor = 0.02f, .grow = 1.2f};
+    *t = (Teacher){.max_batch = 128, .max_candidates = 8, .floor = 0.02f, .grow = 1.4f, .attributes = true};
     if (!(t->vqa = module_open_for("VQA", folder, dev, MODULE_FROZEN, e))) return fail_in(e, "teacher");
     t->yes = find_label(t->vqa, "yes");
     t->no = find_label(t->vqa, "no");
@@ -89,8 +91,10 @@ static Rect shown(Rect crop, Rect box, float grow) {
     return r;
 }
 
-/* Proposals nearer than this are one; between it and LOC_TAU they are two views of one object, and the teacher picks. */
-#define CANDIDATE_TAU 0.75
+/* Proposals nearer than this are one; between it and SAME_OBJECT_TAU they are two views of one object, and the teacher picks. */
+#define CANDIDATE_TAU 0.65
+/* A box that overlaps a better verified one by this much looks at the same object. */
+#define SAME_OBJECT_TAU 0.35f
 
 float rect_iou(Rect a, Rect b) {
     float w = (float)(MIN(a.x1, b.x1) - MAX(a.x0, b.x0)), h = (float)(MIN(a.y1, b.y1) - MAX(a.y0, b.y0));
@@ -104,7 +108,7 @@ static int by_yes(const void *x, const void *y) {
     return p->patch - q->patch;
 }
 
-/* Candidates on one object (IoU >= LOC_TAU) are led by the one the teacher likes best; leaders go to the front. */
+/* Candidates on one object are led by the one the teacher likes best; leaders go to the front. */
 static void find_leaders(Label *l) {
     Candidate sorted[MAX_CANDIDATES], follower[MAX_CANDIDATES];
     int n = l->ncandidates, nfollowers = 0;
@@ -114,12 +118,71 @@ static void find_leaders(Label *l) {
     for (int i = 0; i < n; i++) {
         int lead = -1;
         for (int k = 0; k < l->nleaders && lead < 0; k++)
-            if (rect_iou(l->candidate[k].box, sorted[i].box) >= LOC_TAU) lead = k;
+            if (rect_iou(l->candidate[k].box, sorted[i].box) >= SAME_OBJECT_TAU) lead = k;
         sorted[i].leader = lead < 0 ? l->nleaders : lead;
         if (lead < 0) l->candidate[l->nleaders++] = sorted[i];
         else follower[nfollowers++] = sorted[i];
     }
     memcpy(l->candidate + l->nleaders, follower, (size_t)nfollowers * sizeof *follower);
+}
+
+/* ---- LOC, word by word ------------------------------------------------------------------------------ */
+
+/* A phrase is words that the teacher knows as answers: the last is what the thing is, those before are its attributes. Which
+ * question a word answers need not be known: under the others its probability is near 0, so the largest counts. */
+static const char *const attribute_questions[] = {"What color is the %s?", "What pattern is on the %s?", "What size is the %s?"};
+enum { MAX_WORDS = 4, WORTH_ASKING = 4 /* 1/4: below this `yes`, a candidate is not it */ };
+
+typedef struct Word { int label, first, n; } Word; /* its questions in the list; label -1: not an answer, it says nothing */
+
+/* Adds the questions that the words of a phrase call for about one crop; returns the number of words. */
+static int word_questions(const Teacher *t, const Ask *crop, const char *phrase, Word *word, Ask *ask, int64_t *n, Arena *a) {
+    char text[96], *save = NULL, *w[MAX_WORDS];
+    int nwords = 0;
+    snprintf(text, sizeof text, "%s", phrase);
+    for (char *p = strtok_r(text, " ", &save); p && nwords < MAX_WORDS; p = strtok_r(NULL, " ", &save)) w[nwords++] = p;
+    for (int i = 0; i < nwords; i++) {
+        word[i] = (Word){find_label(t->vqa, w[i]), (int)*n, 0};
+        if (word[i].label < 0) continue;
+        bool noun = i == nwords - 1;
+        for (int q = 0; q < (noun ? 1 : COUNT_OF(attribute_questions)); q++) {
+            char question[160];
+            if (noun) snprintf(question, sizeof question, "What is this?");
+            else snprintf(question, sizeof question, attribute_questions[q], w[nwords - 1]);
+            ask[*n] = *crop;
+            ask[(*n)++].query = arena_strdup(a, question, strlen(question));
+            word[i].n++;
+        }
+    }
+    return nwords;
+}
+
+/* Sharpens `yes` of the candidates worth it: the geometric mean with the product of the words' probabilities. */
+static void verify_words(Teacher *t, Ctx *c, const Ask *ask, int64_t n, const Ask *crop, Answer *answer, Arena *a) {
+    int VT = t->vqa->nlabels, most = MAX_WORDS * COUNT_OF(attribute_questions);
+    int64_t ncrops = 0, nasks = 0, k = 0;
+    for (int64_t i = 0; i < n; i++) ncrops += answer[i].label->ncandidates;
+    Ask *list = arena_alloc(a, (size_t)(ncrops * most) * sizeof *list);
+    Word (*word)[MAX_WORDS] = arena_alloc(a, (size_t)ncrops * sizeof *word);
+    int *nwords = ARENA_NEW(a, int, ncrops);
+    for (int64_t i = 0; i < n; i++)
+        for (int j = 0; j < answer[i].label->ncandidates; j++, k++)
+            if (answer[i].label->candidate[j].yes * WORTH_ASKING > 1)
+                nwords[k] = word_questions(t, &crop[k], ask[i].query, word[k], list, &nasks, a);
+    float *p = arena_alloc(a, (size_t)(nasks * VT) * sizeof *p);
+    teacher_ask(t, c, list, nasks, p);
+    k = 0;
+    for (int64_t i = 0; i < n; i++)
+        for (int j = 0; j < answer[i].label->ncandidates; j++, k++) {
+            double product = 1;
+            for (int w = 0; w < nwords[k]; w++) {
+                float best = word[k][w].label < 0 ? 1 : 0;
+                for (int q = word[k][w].first; q < word[k][w].first + word[k][w].n; q++) best = MAX(best, p[(int64_t)q * VT + word[k][w].label]);
+                product *= (double)best;
+            }
+            float *yes = &answer[i].label->candidate[j].yes;
+            *yes = sqrtf(*yes * (float)product);
+        }
 }
 
 static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
@@ -153,6 +216,10 @@ static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, Answ
             float yes = p[t->yes], no = p[t->no], sum = yes + no;
             l->candidate[k].yes = sum > 0 ? yes / sum : 0;
         }
+    }
+    if (t->attributes) verify_words(t, c, ask, n, crop, answer, a);
+    for (int64_t i = 0; i < n; i++) {
+        Label *l = answer[i].label;
         find_leaders(l);
         for (int k = 0; k < l->nleaders; k++) l->confidence = MIN(l->confidence, MAX(l->candidate[k].yes, 1 - l->candidate[k].yes));
         l->teacher = verified_boxes(l, -1, ask[i].rect, a);

@@ -2,8 +2,8 @@
  *
  * The teacher only answers questions about (parts of) images. A VQA step is put to it as it is: the same
  * rectangle, the same question. A LOC step is verified: the student's candidate boxes are cropped and the
- * teacher is asked `is there a <object>?` of each. Its answers are mapped into the student's label space
- * (the adapter). Which labels are kept, and what is learnt from them, is distill.c's.
+ * teacher is asked `is there a <object>?` of each, and of those that may be it, one by one, what the phrase
+ * says: what it is, its colour, its pattern. Its answers are mapped into the student's label space (the adapter). Which labels are kept, and what is learnt from them, is distill.c's.
  */
 #pragma once
 #include "modules/answer.h"
@@ -38,6 +38,7 @@ typedef struct Teacher {
     int max_candidates;
     float floor;          /* student score below which a box is no candidate */
     float grow;           /* candidates are enlarged by this before they are shown */
+    bool attributes;      /* verify word by word as well */
     int64_t asked;        /* questions put to it so far */
 } Teacher;
 

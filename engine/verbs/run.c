@@ -1,0 +1,472 @@
+/* run.c -- the verb `run`: programs on an image, or on a pair, with every step told.
+ *
+ * A file holds programs with empty lines between them; a comment before a program's first step is taken for the question
+ * it answers. Programs run CHUNK at a time through the scheduler, exactly as in training. What came of each is printed as
+ * one line, and on request written as JSON lines and as a page (engine/html.c).
+ */
+#include "engine/html.h"
+#include "engine/run.h"
+#include "engine/trace.h"
+#include "engine/verbs/verbs.h"
+#include "data/jpeg.h"
+#include "modules/answer.h"
+#include "modules/steps.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+enum { CHUNK = 128, FILE_LIMIT = 64 << 20, IMAGE_LIMIT = 256 << 20, RESULT_TEXT = 1024 };
+
+typedef struct Options {
+    const char *image[2]; /* IMAGE, or LEFT and RIGHT */
+    const char *program, *vqa, *loc, *trace, *json;
+    bool strict;
+} Options;
+
+/* A program's place in the file. */
+typedef struct Passage { size_t at, n; int line; char title[256]; } Passage;
+
+typedef struct Runner {
+    Options o;
+    Run run;
+    Dialect dialect;
+    AnswerStyle style;
+    Arena pixels;
+    ImageView view[2];
+    uint64_t id[2];
+    int nimages;
+    const char *name;   /* of the file, for messages */
+    char *text;
+    size_t size;
+    Passage *block;
+    int64_t nblocks, cap_blocks;
+    Module *module[2];
+    ModuleAnswerer answers[2]; /* VQA, LOC */
+    Answerer *answerer[2];
+    int nanswerers;
+    Sched sched;
+    Html html;
+    FILE *json;
+    int64_t failed;
+    Status status;      /* of the first program that failed */
+} Runner;
+
+/* ---- the command line ----------------------------------------------------------------------------- */
+
+static bool read_options(Options *o, const Args *a, Error *e) {
+    const struct { const char *name; const char **to; } rows[] = {
+        {"--image", &o->image[0]}, {"--left", &o->image[0]}, {"--right", &o->image[1]}, {"--program", &o->program},
+        {"--vqa", &o->vqa},        {"--loc", &o->loc},       {"--trace", &o->trace},    {"--json", &o->json},
+    };
+    const char *names[COUNT_OF(rows) + 1];
+    bool seen[COUNT_OF(rows)] = {0};
+    for (int k = 0; k < COUNT_OF(rows); k++) names[k] = rows[k].name;
+    names[COUNT_OF(rows)] = "--strict";
+    *o = (Options){.vqa = a->cfg.model.vqa, .loc = a->cfg.model.loc};
+    for (int i = 0; i < a->nwords; i++) {
+        const char *word = a->word[i];
+        int k = 0;
+        if (!strcmp(word, "--strict")) {
+            o->strict = true;
+            continue;
+        }
+        while (k < COUNT_OF(rows) && strcmp(word, rows[k].name)) k++;
+        if (k == COUNT_OF(rows)) {
+            const char *near = *word == '-' ? nearest(word, names, COUNT_OF(names)) : NULL;
+            return fail_as(e, FAIL_USAGE, "\"%s\" is no option of run%s%s%s", word, near ? " (did you mean " : "; `vpdistill run --help` lists them", near ? near : "",
+                           near ? "?)" : "");
+        }
+        if (seen[k]) return fail_as(e, FAIL_USAGE, "%s is given twice", word);
+        if (i + 1 == a->nwords) return fail_as(e, FAIL_USAGE, "%s wants a value after it", word);
+        seen[k] = true;
+        *rows[k].to = a->word[++i];
+    }
+    if (seen[0] ? seen[1] || seen[2] : !seen[1] || !seen[2])
+        return fail_as(e, FAIL_USAGE, "name the image: --image photo.jpg (IMAGE), or --left a.jpg --right b.jpg (LEFT, RIGHT)");
+    if (!o->program) return fail_as(e, FAIL_USAGE, "name the file of programs: --program FILE (- is the standard input)");
+    return true;
+}
+
+/* ---- reading -------------------------------------------------------------------------------------- */
+
+static bool read_stdin(char **text, size_t *size, Error *e) {
+    int64_t cap = 0;
+    size_t n = 0, got;
+    char *p = NULL;
+    do {
+        GROW(p, cap, (int64_t)n + 65537);
+        got = fread(p + n, 1, 65536, stdin);
+        n += got;
+    } while (got && n <= FILE_LIMIT);
+    p[n] = 0;
+    *text = p;
+    *size = n;
+    if (n > FILE_LIMIT) return fail_as(e, FAIL_DATA, "the standard input has more than %d MB of programs", FILE_LIMIT >> 20);
+    return ferror(stdin) ? fail_as(e, FAIL_DATA, "the standard input: %s", strerror(errno)) : true;
+}
+
+static bool is_space(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
+
+/* The words of a comment: "#  Is it red? \r\n" -> "Is it red?" */
+static void read_title(char *out, size_t size, const char *s, const char *end) {
+    while (s < end && (*s == '#' || is_space(*s))) s++;
+    while (s < end && is_space(end[-1])) end--;
+    snprintf(out, size, "%.*s", (int)MIN(end - s, 4096), s);
+}
+
+/* Splits at lines without a letter. Comments alone are no program. */
+static void split(Runner *r) {
+    Passage b = {0};
+    bool open = false, steps = false;
+    int line = 1;
+    for (size_t at = 0; at <= r->size; line++) {
+        const char *s = r->text + at, *nl = at < r->size ? memchr(s, '\n', r->size - at) : NULL;
+        const size_t end = nl ? (size_t)(nl - r->text) + 1 : r->size;
+        const char *first = s;
+        while (first < r->text + end && is_space(*first)) first++;
+        if (first == r->text + end) {
+            if (steps) {
+                b.n = at - b.at;
+                GROW(r->block, r->cap_blocks, r->nblocks + 1);
+                r->block[r->nblocks++] = b;
+            }
+            open = steps = false;
+        } else {
+            if (!open) b = (Passage){.at = at, .line = line};
+            open = true;
+            if (*first != '#') steps = true;
+            else if (!steps && !*b.title) read_title(b.title, sizeof b.title, first, r->text + end);
+        }
+        if (at == r->size) break;
+        at = end;
+    }
+}
+
+static bool read_programs(Runner *r, Error *e) {
+    const bool in = !strcmp(r->o.program, "-");
+    r->name = in ? "stdin" : r->o.program;
+    if (in ? !read_stdin(&r->text, &r->size, e) : !file_read(r->o.program, &r->text, &r->size, FILE_LIMIT, e)) return false;
+    split(r);
+    return r->nblocks ? true : fail_as(e, FAIL_DATA, "%s: there is no program in it", r->name);
+}
+
+static bool read_images(Runner *r, Error *e) {
+    r->nimages = r->o.image[1] ? 2 : 1;
+    arena_open(&r->pixels, "pixels", NULL, ((size_t)r->nimages * 3 * JPEG_MAX_PIXELS) + (1 << 20));
+    for (int i = 0; i < r->nimages; i++) {
+        const char *path = r->o.image[i];
+        char *data;
+        size_t size;
+        int warnings = 0;
+        JpegCause cause;
+        if (!file_read(path, &data, &size, IMAGE_LIMIT, e)) return false;
+        bool ok = jpeg_decode(&r->pixels, data, size, 0, &r->view[i], &warnings, &cause, e);
+        free(data);
+        if (!ok) return fail_in(e, "%s", path);
+        if (warnings) warn("%s: the file is %s; what could be decoded is used", path, jpeg_cause_names[cause]);
+        r->id[i] = (uint64_t)i;
+    }
+    return true;
+}
+
+/* Opens the modules that any of the programs asks. Programs that do not parse are told later, each in its place. */
+static bool open_modules(Runner *r, Error *e) {
+    static const char *const steps[2] = {"VQA", "LOC"}, *const option[2] = {"vqa", "loc"};
+    const char *const folder[2] = {r->o.vqa, r->o.loc};
+    int line[2] = {0};
+    for (int64_t i = 0; i < r->nblocks; i++) {
+        const Passage *b = &r->block[i];
+        Program p;
+        size_t mark = arena_mark(&r->run.host);
+        if (program_parse(&p, &r->run.host, &r->dialect, r->text + b->at, b->n, NULL))
+            for (int s = 0; s < p.nsteps; s++)
+                for (int k = 0; k < 2; k++)
+                    if (!line[k] && p.steps[s].module && !strcmp(p.steps[s].module, steps[k])) line[k] = b->line + p.steps[s].line - 1;
+        arena_reset(&r->run.host, mark);
+    }
+    for (int k = 0; k < 2; k++) {
+        if (!line[k]) continue;
+        if (!*folder[k])
+            return fail_as(e, FAIL_CONFIG, "%s:%d: the program asks the %s module; name its folder with --%s FOLDER or model.%s", r->name, line[k], steps[k], option[k],
+                           option[k]);
+        if (!(r->module[k] = module_open_for(steps[k], folder[k], r->run.dev, MODULE_FROZEN, e))) return false;
+        module_answerer(&r->answers[k], r->module[k], CHUNK);
+        r->answers[k].strict = r->o.strict;
+        r->answerer[r->nanswerers++] = &r->answers[k].base;
+    }
+    sched_open(&r->sched, r->answerer, r->nanswerers);
+    return true;
+}
+
+/* ---- running -------------------------------------------------------------------------------------- */
+
+typedef struct Item {
+    const Passage *block;
+    Program prog;
+    Job job;
+    bool parsed;
+    StepView *step;
+    char error[sizeof ((Error *)0)->text + 256], *result;
+    int error_line; /* in the program's text; 0: none */
+} Item;
+
+/* "line 3: ..." of a program's text -> "FILE:14: ...". */
+static void place_error(Item *p, const Runner *r, const Error *e) {
+    int line = 0, n = 0;
+    if (sscanf(e->text, "line %d%n", &line, &n) == 1 && line > 0 && (e->text[n] == ':' || e->text[n] == ',')) {
+        snprintf(p->error, sizeof p->error, "%s:%d%s", r->name, p->block->line + line - 1, e->text + n);
+        p->error_line = line;
+        return;
+    }
+    snprintf(p->error, sizeof p->error, "%s:%d: %s", r->name, p->block->line, e->text);
+}
+
+static void fail_program(Runner *r, Item *p, const Error *e) {
+    place_error(p, r, e);
+    p->result = NULL;
+    if (!r->failed++) r->status = e->status && e->status != FAIL_OTHER ? e->status : FAIL_DATA;
+}
+
+/* The result in one line: as the task's answers are compared, but a crop is its rectangle and boxes are listed. */
+static bool result_text(Runner *r, Item *p, Error *e) {
+    const Value *v = program_result(&p->prog, p->job.vars);
+    char *out = p->result = arena_alloc(&r->run.host, RESULT_TEXT);
+    if (v->kind == VAL_IMAGE) {
+        const Rect c = v->image.rect;
+        snprintf(out, RESULT_TEXT, "crop [%d, %d, %d, %d] of %s", c.x0, c.y0, c.x1, c.y1, p->prog.names[v->image.id]);
+    } else if (v->kind == VAL_BOXES) {
+        int at = snprintf(out, RESULT_TEXT, "%d box%s", v->boxes->n, v->boxes->n == 1 ? "" : "es");
+        for (int i = 0; i < v->boxes->n && at < RESULT_TEXT - 80; i++) {
+            Rect b;
+            if (trace_box(&b, v->boxes, i, r->o.strict))
+                at += snprintf(out + at, (size_t)(RESULT_TEXT - at), "%s [%d, %d, %d, %d] %.3f", i ? "," : ":", b.x0, b.y0, b.x1, b.y1, (double)v->boxes->box[i].score);
+        }
+    } else if (!answer_text(out, RESULT_TEXT, v, r->style, e)) {
+        return false;
+    }
+    for (char *s = out; *s; s++)
+        if ((unsigned char)*s < 0x20 || *s == 0x7f) *s = ' '; /* one program, one line */
+    return true;
+}
+
+/* The three answers that VQA finds most probable. */
+static void add_probs(Runner *r, StepView *s) {
+    const Answer *a = &s->asked->answer;
+    const Module *m = r->module[0];
+    if (r->answerer[s->asked->answerer] != &r->answers[0].base || !a->out) return;
+    size_t mark = arena_mark(&r->run.host);
+    float *p = arena_alloc(&r->run.host, (size_t)m->nlabels * sizeof *p);
+    int index[VIEW_PROBS];
+    answer_probs(p, to_host(&r->run.ctx, a->out->logits) + a->row * m->nlabels, m->nlabels, 1, module_multi_label(m));
+    s->nprobs = top_probs(index, VIEW_PROBS, p, m->nlabels, 0);
+    for (int k = 0; k < s->nprobs; k++) {
+        s->answer[k] = m->label[index[k]];
+        s->prob[k] = p[index[k]];
+    }
+    arena_reset(&r->run.host, mark);
+}
+
+static void make_job(Runner *r, Item *p, const Passage *b) {
+    Arena *a = &r->run.host;
+    Error e = {0};
+    p->block = b;
+    if (!(p->parsed = program_parse(&p->prog, a, &r->dialect, r->text + b->at, b->n, &e))) {
+        fail_program(r, p, &e);
+        return;
+    }
+    Value *vars = ARENA_NEW(a, Value, p->prog.nslots);
+    for (int k = 0; k < p->prog.ninputs; k++) vars[k] = value_image(r->id[k], r->view[k].w, r->view[k].h);
+    p->job = (Job){.prog = &p->prog, .vars = vars, .image = r->view, .image_id = r->id};
+    p->step = ARENA_NEW(a, StepView, p->prog.nsteps);
+}
+
+static void run_chunk(Runner *r, Item *p, const Passage *block, int n) {
+    run_begin(&r->run, 0, false);
+    for (int k = 0; k < 2; k++)
+        if (r->module[k]) module_begin(r->module[k]);
+    Arena *a = &r->run.host;
+    Job *job = arena_alloc(a, (size_t)n * sizeof *job);
+    int *of = arena_alloc(a, (size_t)n * sizeof *of), njobs = 0;
+    memset(p, 0, (size_t)n * sizeof *p);
+    for (int i = 0; i < n; i++) {
+        make_job(r, &p[i], &block[i]);
+        if (!p[i].parsed) continue;
+        of[njobs] = i;
+        job[njobs++] = p[i].job;
+    }
+    sched_run(&r->sched, &r->run.ctx, job, njobs, a);
+    for (int64_t k = 0; k < r->sched.nrecords; k++) {
+        const StepRecord *rec = &r->sched.record[k];
+        StepView *s = &p[of[rec->job]].step[rec->step];
+        s->asked = &r->sched.question[rec->question];
+        add_probs(r, s);
+    }
+    for (int j = 0; j < njobs; j++) {
+        Item *q = &p[of[j]];
+        q->job = job[j];
+        for (int s = 0; s < q->prog.nsteps; s++) {
+            const Value *v = &q->job.vars[q->prog.steps[s].out];
+            /* After a failure a slot that still holds None was not written. */
+            if (!q->job.failed || (s != q->job.failed_step && v->kind != VAL_NONE)) q->step[s].value = v;
+        }
+        Error e = {0};
+        if (q->job.failed || !result_text(r, q, &e)) fail_program(r, q, q->job.failed ? &q->job.err : &e);
+    }
+}
+
+/* ---- telling -------------------------------------------------------------------------------------- */
+
+static void json_key(FILE *f, const char *key, const char *s) {
+    fprintf(f, ",\"%s\":", key);
+    json_put_string(f, s, s ? strlen(s) : 0);
+}
+
+static void write_json_step(Runner *r, const Item *p, int i) {
+    FILE *f = r->json;
+    const Step *st = &p->prog.steps[i];
+    const StepView *s = &p->step[i];
+    fprintf(f, "%s{\"step\":%d,\"line\":%d", i ? "," : "", i, p->block->line + st->line - 1);
+    fputs(",\"text\":", f);
+    json_put_string(f, p->prog.text + st->text, (size_t)st->ntext);
+    json_key(f, "name", st->kind->name);
+    json_key(f, "out", p->prog.names[st->out]);
+    if (s->asked) {
+        json_key(f, "module", st->module);
+        fputs(",\"rect\":", f);
+        json_put_rect(f, s->asked->ask.rect);
+        json_key(f, "query", s->asked->ask.query);
+    }
+    if (!s->value) {
+        fputs(i == p->job.failed_step ? ",\"failed\":true}" : ",\"reached\":false}", f);
+        return;
+    }
+    fputs(",\"value\":", f);
+    json_put_value(f, s->value, r->o.strict);
+    if (s->nprobs) {
+        fputs(",\"probs\":{", f);
+        for (int k = 0; k < s->nprobs; k++) {
+            if (k) fputc(',', f);
+            json_put_string(f, s->answer[k], strlen(s->answer[k]));
+            fputc(':', f);
+            json_put_float(f, s->prob[k]);
+        }
+        fputc('}', f);
+    }
+    if (s->value->kind == VAL_IMAGE) {
+        if (s->value->missing) fputs(",\"missing\":true", f);
+        if (s->value->grown) fputs(",\"grown\":true", f);
+    }
+    fputc('}', f);
+}
+
+static void write_json(Runner *r, const Item *p, int64_t number) {
+    FILE *f = r->json;
+    fprintf(f, "{\"program\":%" PRId64 ",\"line\":%d", number, p->block->line);
+    if (*p->block->title) json_key(f, "question", p->block->title);
+    json_key(f, "result", p->result);
+    json_key(f, "error", *p->error ? p->error : NULL);
+    fputs(",\"steps\":[", f);
+    for (int i = 0; p->parsed && i < p->prog.nsteps; i++) write_json_step(r, p, i);
+    fputs("]}\n", f);
+}
+
+static void write_html(Runner *r, const Item *p) {
+    char place[600];
+    snprintf(place, sizeof place, "%s:%d", r->name, p->block->line);
+    html_program(&r->html, &(ProgramView){
+                               .title = *p->block->title ? p->block->title : NULL,
+                               .place = place,
+                               .source = r->text + p->block->at,
+                               .nsource = p->block->n,
+                               .prog = p->parsed ? &p->prog : NULL,
+                               .step = p->step,
+                               .result = p->result,
+                               .error = *p->error ? p->error : NULL,
+                               .error_line = p->error_line,
+                               .failed_step = p->parsed && p->job.failed ? p->job.failed_step : -1,
+                           });
+}
+
+static bool open_outputs(Runner *r, Error *e) {
+    const Options *o = &r->o;
+    if (o->json && !(r->json = fopen(o->json, "we"))) return fail_as(e, FAIL_DISK, "%s: cannot write: %s", o->json, strerror(errno));
+    if (!o->trace) return true;
+    static const char *const names[2][2] = {{"IMAGE"}, {"LEFT", "RIGHT"}};
+    HtmlImage image[2];
+    for (int i = 0; i < r->nimages; i++) image[i] = (HtmlImage){names[r->nimages - 1][i], o->image[i], r->view[i], r->id[i]};
+    char note[3][640];
+    const char *notes[3] = {note[0], note[1], note[2]};
+    int n = 0;
+    for (int k = 0; k < 2; k++)
+        if (r->module[k]) snprintf(note[n++], sizeof note[0], "%s: %s", r->module[k]->type->step, r->module[k]->folder);
+    if (o->strict) snprintf(note[n++], sizeof note[0], "strict dialect: half-open boxes, crops as written");
+    return html_open(&r->html, o->trace, image, r->nimages, notes, n, e);
+}
+
+static bool close_json(Runner *r, Error *e) {
+    FILE *f = r->json;
+    r->json = NULL;
+    if (!f) return true;
+    bool ok = !fflush(f) && !ferror(f);
+    ok = !fclose(f) && ok;
+    return ok ? true : fail_as(e, FAIL_DISK, "%s: cannot write: %s", r->o.json, strerror(errno));
+}
+
+static bool run_all(Runner *r, Error *e) {
+    Item *p = xcalloc(CHUNK, sizeof *p);
+    for (int64_t at = 0; at < r->nblocks; at += CHUNK) {
+        const int n = (int)MIN(CHUNK, r->nblocks - at);
+        run_chunk(r, p, r->block + at, n);
+        for (int i = 0; i < n; i++) {
+            if (p[i].result) printf("%s\n", p[i].result);
+            else printf("error: %s\n", p[i].error);
+            if (r->json) write_json(r, &p[i], at + i);
+            if (r->html.f) write_html(r, &p[i]);
+        }
+    }
+    free(p);
+    if (fflush(stdout)) return fail_as(e, FAIL_DISK, "cannot write to the standard output: %s", strerror(errno));
+    return true;
+}
+
+static Status run(Args *a, Error *e) {
+    Runner *r = xcalloc(1, sizeof *r);
+    bool ok = read_options(&r->o, a, e);
+    if (ok) {
+        run_open(&r->run, &a->cfg);
+        r->dialect = r->o.image[1] ? dialect_nlvr : dialect_gqa;
+        r->dialect.strict = r->o.strict;
+        r->style = r->o.image[1] ? ANSWER_TRUE_FALSE : ANSWER_YES_NO;
+        ok = read_programs(r, e) && read_images(r, e) && open_modules(r, e) && open_outputs(r, e) && run_all(r, e);
+        Error *left = ok ? e : NULL; /* the first sentence stays */
+        ok = html_close(&r->html, left) && ok;
+        ok = close_json(r, ok ? e : NULL) && ok;
+        if (ok && r->failed) ok = fail_as(e, r->status, "%" PRId64 " of %" PRId64 " programs failed", r->failed, r->nblocks);
+        sched_close(&r->sched);
+        for (int k = 0; k < 2; k++) module_close(r->module[k]);
+        if (r->nimages) arena_close(&r->pixels);
+        run_close(&r->run);
+        free(r->text);
+        free(r->block);
+    }
+    free(r);
+    return verb_status(ok, e);
+}
+
+const Verb verb_run = {
+    .name = "run",
+    .usage = "--image photo.jpg | --left a.jpg --right b.jpg  --program FILE [--option ...] [config.yaml] [section.key=value ...]",
+    .summary = "runs a program, or a file of programs, on an image and shows each step",
+    .help = "  --image FILE            the image that programs call IMAGE\n"
+            "  --left FILE --right FILE   a pair: LEFT and RIGHT\n"
+            "  --program FILE          programs, with empty lines between them; - is the standard input. A comment (#) before a\n"
+            "                          program's first step is taken for its question\n"
+            "  --vqa FOLDER, --loc FOLDER  the modules; model.vqa and model.loc when not given\n"
+            "  --trace FILE.html       a page with each step's crop, boxes and answer\n"
+            "  --json FILE.jsonl       the same as one JSON object per program\n"
+            "  --strict                half-open boxes and crops as written, instead of the reference's arithmetic\n\n"
+            "Prints one line per program: its result, or \"error: \" and the sentence. A program that fails does not stop the\n"
+            "others; the exit status is then that of the first one's failure (4: the program, 5: a model).\n",
+    .sections = {"run", "model"},
+    .run = run,
+};
