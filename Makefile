@@ -7,8 +7,9 @@ B     := build/cpu$(if $(filter 1,$(SAN)),-san)$(if $(filter 1,$(DEBUG)),-debug)
 
 CC       ?= gcc
 WARN     := -Wall -Wextra -Werror -Wno-format-truncation
-OPT      := $(if $(filter 1,$(DEBUG)),-O0,-O3) $(if $(filter 1,$(SAN)),-O1 -fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
 comma    := ,
+SANFLAGS := -O1 -fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -Wno-error=maybe-uninitialized
+OPT      := $(if $(filter 1,$(SAN)),$(SANFLAGS),$(if $(filter 1,$(DEBUG)),-O0,-O3))
 CPPFLAGS := -I. -D_GNU_SOURCE
 CFLAGS   := -std=c17 -g $(OPT) -march=native -fno-math-errno -fopenmp -pthread $(WARN)
 LDLIBS   := -ldnnl -ljpeg -ljansson -lcyaml -lutf8proc -lm
@@ -55,10 +56,24 @@ test: deps
 	@$(MAKE) --no-print-directory $(B)/vpdistill $(B)/test
 	@VPDISTILL=$(B)/vpdistill $(B)/test
 
+# The demo's models from nothing but the seed: about an hour and a half on 2 cores.
+P := build/pretrain
 D := build/demo
+pretrained: deps
+	@$(MAKE) --no-print-directory $(B)/vpdistill
+	@test -f $(P)/clean/dataset.json || $(B)/vpdistill scenes scenes.dir=$(P)/clean scenes.domain=clean scenes.train=24000 scenes.val=600 scenes.test=100 scenes.questions=4 scenes.steps=24 scenes.single=0.25 scenes.few=0.25
+	@test -f $(P)/clean-few/dataset.json || $(B)/vpdistill scenes run.seed=11 scenes.dir=$(P)/clean-few scenes.domain=clean scenes.train=8000 scenes.val=200 scenes.test=0 scenes.questions=0 scenes.steps=32 scenes.single=0.6 scenes.few=0.4
+	@test -f $(D)/hard/dataset.json || $(B)/vpdistill scenes configs/demo-scenes.yaml
+	$(B)/vpdistill train configs/pretrain/vqa.yaml
+	for k in 1 2 3; do $(B)/vpdistill train configs/pretrain/loc$$k.yaml || exit 1; done
+	$(B)/vpdistill train configs/pretrain/teacher.yaml
+	for m in vqa:vqa loc:loc3 teacher:teacher; do rm -rf configs/models/demo-$${m%%:*}; cp -r $(P)/$${m##*:}/model configs/models/demo-$${m%%:*}; done
+
 demo: deps
 	@$(MAKE) --no-print-directory $(B)/vpdistill
 	@test -f $(D)/hard/dataset.json || $(B)/vpdistill scenes configs/demo-scenes.yaml
 	$(B)/vpdistill distill configs/demo.yaml
 
-.PHONY: all deps test demo
+include bench/bench.mk tests/fuzz/fuzz.mk
+
+.PHONY: all deps test demo pretrained

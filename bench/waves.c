@@ -62,6 +62,7 @@ static bool open_modules(Bench *b, Error *e) {
         if (!*folder[k]) return fail_as(e, FAIL_CONFIG, "model.%s is empty", k ? "loc" : "vqa");
         if (!(b->module[k] = module_open_for(step[k], folder[k], b->run.dev, MODULE_FROZEN, e))) return false;
         module_answerer(&b->answers[k], b->module[k], b->cfg.eval.batch);
+        b->answers[k].threshold = (float)b->cfg.model.loc_threshold;
         b->answerer[k] = &b->answers[k].base;
     }
     sched_open(&b->sched, b->answerer, 2);

@@ -83,8 +83,8 @@
     FLOAT(soft, 0.5, 0, 1000, "weight of the soft term: the teacher's distribution")                         \
     FLOAT(hard, 0.5, 0, 1000, "weight of the hard term: the teacher's answer")                               \
     FLOAT(loc_class, 1, 0, 1000, "LOC: weight of the class term")                                            \
-    FLOAT(loc_l1, 1, 0, 1000, "LOC: weight of the box distance")                                             \
-    FLOAT(loc_giou, 1, 0, 1000, "LOC: weight of the generalised IoU term")                                   \
+    FLOAT(loc_l1, 0, 0, 1000, "LOC: weight of the box distance to the best verified box")                    \
+    FLOAT(loc_giou, 0, 0, 1000, "LOC: weight of the generalised IoU term, likewise")                         \
     FLOAT(retain, 0.1, 0, 1000, "weight of staying near the starting outputs on the replay set")             \
     FLOAT(confidence, 0.5, 0, 1, "VQA: labels below this probability of the teacher are dropped")               \
     FLOAT(loc_yes, 0.55, 0.5, 1, "LOC: a verified box teaches \"here\" from this probability on")             \
@@ -93,7 +93,7 @@
     BOOL(filter_confident, true, "keep labels only above confidence")                                        \
     BOOL(filter_replay, true, "keep labels only when the program with them gives the task's answer")         \
     BOOL(use_answer, true, "use the task's answer where the program fixes the last step's")                  \
-    CHOICE(steer, "student", "student|teacher", "whose answers the rest of a training program is run on")     \
+    CHOICE(steer, "teacher", "student|teacher", "whose answers the rest of a training program is run on")     \
     INT(batch, 256, 1, 65536, "questions of one forward pass of a module")                                   \
     INT(replay_batch, 32, 1, 65536, "calls of the replay set in one step")                                   \
     FLOAT(answer_mass, 0.05, 0, 1, "use_answer: the teacher must give the answers that the program allows this probability") \

@@ -230,32 +230,43 @@ static void box_of(float out[4], Rect b, Rect crop) {
     out[3] = MAX((float)(b.y1 + 1 - b.y0), 1) / h;
 }
 
-/* Supervision of one LOC question: leaders answer for their box with the target score; followers learn the leader's
- * coordinates; patches that look at a leader that may be an object are left alone; all others learn "not here". */
+/* A follower is taught its leader's coordinates from this overlap on. At 0.35 the boxes drifted: L1 on a fixed batch rose from
+ * 0.14 to 0.37 in 12 steps, since the teacher's favourite is not the tightest box. */
+#define FOLLOW_TAU 0.6f
+
+/* Supervision of one LOC question. A patch learns only what the teacher was asked about: the leader of an object answers for
+ * it, boxes on a thing that is not it learn so, followers near enough learn the leader's coordinates. Patches that nobody
+ * proposed are left alone: there may be an object that the student did not see, and calling it background lowered recall
+ * from 31% to 20% in 65 steps. */
 static LocTarget loc_target(const Question *q, const Target *t, const float *boxes, int64_t P, float weight, const Config *cfg, Arena *a) {
     const Label *l = q->answer.label;
-    int n = l->ncandidates;
+    int n = l->ncandidates, k = 0;
     float (*box)[4] = arena_alloc(a, (size_t)n * sizeof *box), *score = arena_alloc(a, (size_t)n * 4), *bw = arena_alloc(a, (size_t)n * 4);
     int32_t *patch = arena_alloc(a, (size_t)n * 4);
-    uint8_t *ignore = ARENA_NEW(a, uint8_t, P);
+    uint8_t *ignore = arena_alloc(a, (size_t)P);
+    memset(ignore, 1, (size_t)P);
     bool filter = cfg->distill.filter_confident;
     float here = filter ? (float)cfg->distill.loc_yes : 0.5f, not_here = filter ? (float)cfg->distill.loc_no : 0.5f;
-    int k = 0;
+    for (int i = 0; i < l->nleaders; i++) { /* what lies on a rejected box is rejected with it ... */
+        float lead[4];
+        box_of(lead, l->candidate[i].box, q->ask.rect);
+        for (int64_t p = 0; t->yes[i] <= not_here && p < P; p++)
+            if (box_iou(boxes + 4 * p, lead) >= 0.5f) ignore[p] = 0;
+    }
+    for (int i = 0; i < l->nleaders; i++) { /* ... unless it lies on one that may be an object, too */
+        float lead[4];
+        box_of(lead, l->candidate[i].box, q->ask.rect);
+        for (int64_t p = 0; t->yes[i] > not_here && p < P; p++)
+            if (box_iou(boxes + 4 * p, lead) >= 0.4f) ignore[p] = 1;
+    }
     for (int i = 0; i < n; i++) {
         const Candidate *c = &l->candidate[i];
-        float yes = t->yes[c->leader], lead[4];
-        box_of(lead, l->candidate[c->leader].box, q->ask.rect);
-        if (i == c->leader) {
-            bool unsure = yes > not_here && yes < here;
-            for (int64_t p = 0; p < P; p++)
-                if ((yes >= here || unsure) && box_iou(boxes + 4 * p, lead) >= 0.4f) ignore[p] = 1;
-            if (unsure) continue;
-        } else if (yes < here) {
-            continue; /* nothing to follow */
-        }
-        memcpy(box[k], lead, sizeof lead);
-        score[k] = yes;
-        bw[k] = yes >= here ? yes : 0;
+        float yes = t->yes[c->leader];
+        bool leads = i == c->leader, object = yes >= here;
+        if (leads ? !object && yes > not_here : !object || rect_iou(c->box, l->candidate[c->leader].box) < FOLLOW_TAU) continue;
+        box_of(box[k], l->candidate[c->leader].box, q->ask.rect);
+        score[k] = object ? 1 : yes;
+        bw[k] = object ? yes : 0;
         patch[k++] = c->patch;
     }
     return (LocTarget){.nboxes = k, .box = (const float (*)[4])box, .score = score, .box_weight = bw, .patch = patch,

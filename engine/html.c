@@ -310,7 +310,7 @@ static void put_scores(FILE *f, const Boxes *b) {
     if (!b->n) fputs("<b>nothing found</b>", f);
     for (int i = 0; i < MIN(b->n, SCORES_TOLD); i++) {
         fprintf(f, "<span class=\"chip%s\"><i></i>", i ? "" : " first");
-        if (b->exact) fputs("exact", f);
+        if (b->exact) fputs("a side of the image", f);
         else fprintf(f, "%.2f", (double)b->box[i].score);
         fputs("</span>", f);
     }
@@ -392,7 +392,7 @@ static void put_source(FILE *f, const ProgramView *p) {
     for (const char *s = p->source, *end = s + p->nsource; s < end; line++) {
         const char *nl = memchr(s, '\n', (size_t)(end - s));
         size_t n = (size_t)((nl ? nl : end) - s);
-        fprintf(f, "<span%s><i>%d</i>", line == p->error_line ? " class=\"bad\"" : "", line);
+        fprintf(f, "<span%s><i>%d</i>", line == p->error_line ? " class=\"bad\"" : "", p->line + line - 1);
         html_put(f, s, n && s[n - 1] == '\r' ? n - 1 : n);
         fputs("</span>", f);
         s += n + 1;

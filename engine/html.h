@@ -29,6 +29,7 @@ typedef struct ProgramView {
     const StepView *step;  /* of each step */
     const char *result;    /* NULL: it failed */
     const char *error;     /* why it failed */
+    int line;              /* of the file, where source begins */
     int error_line;        /* in source, from 1; 0: none */
     int failed_step;       /* -1: none */
 } ProgramView;

@@ -6,7 +6,7 @@
 
 #define VERSION "0.1.0"
 
-static const Verb *const verbs[] = {&verb_scenes, &verb_train, &verb_run, &verb_distill, &verb_eval};
+static const Verb *const verbs[] = {&verb_scenes, &verb_train, &verb_run, &verb_distill, &verb_eval, &verb_export, &verb_info};
 
 static void usage(FILE *f) {
     fprintf(f, "vpdistill %s: distils an end-to-end teacher into the modules that visual programs call\n\n"

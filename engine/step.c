@@ -68,6 +68,18 @@ static double retain_loss(Distiller *d, Student *s, int64_t step, Error *e) {
     return loss + loss_value(c, op_box_loss(c, box, to_host(c, was.boxes), bw, 1, 0, false));
 }
 
+static void count(StepStats *out, const Job *job, int njobs, const Labelling *l, int waves) {
+    out->programs = njobs;
+    for (int i = 0; i < njobs; i++) out->failed += job[i].failed;
+    out->student_right = l->student_right;
+    out->label_right = l->right;
+    out->waves = waves;
+    memcpy(out->steps, l->steps, sizeof l->steps);
+    memcpy(out->kept, l->kept, sizeof l->kept);
+    memcpy(out->fixed, l->fixed, sizeof l->fixed);
+    memcpy(out->dropped, l->dropped, sizeof l->dropped);
+}
+
 static bool update(Student *s, bool learnt, int64_t step, double *norm, Error *e) {
     *norm = 0;
     if (!learnt) return true; /* nobody called it: no gradient, no decay */
@@ -113,7 +125,7 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
     Ctx *c = &d->run.ctx;
     Arena *a = &d->run.host;
     *out = (StepStats){0};
-    run_begin(&d->run, step, true);
+    run_begin(&d->run, step, d->learn);
     module_begin(d->vqa.module);
     module_begin(d->loc.module);
 
@@ -129,6 +141,9 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
     distill_label(&l, &d->sched, job, gold, d->style, njobs, d->vqa.module, d->cfg, a);
     if (d->trace && !write_trace(d, step, sample, &l, e)) return false;
 
+    count(out, job, njobs, &l, d->sched.waves);
+    if (!d->learn) return true;
+
     /* The losses, divided by what was kept. */
     if (l.kept[0]) out->loss_vqa = distill_vqa_loss(c, &d->sched, &l, d->vqa.module, l.kept[0], d->cfg);
     if (l.kept[1]) out->loss_loc = distill_loc_loss(c, &d->sched, &l, l.kept[1], d->cfg);
@@ -140,19 +155,8 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
                        out->loss_loc, out->loss_retain);
 
     tape_backward(c);
-    bool ok = update(&d->vqa, l.kept[0] || d->vqa.start, step, &out->norm_vqa, e) &&
-              update(&d->loc, l.kept[1] || d->loc.start, step, &out->norm_loc, e);
-
-    out->programs = njobs;
-    for (int i = 0; i < njobs; i++) out->failed += job[i].failed;
-    out->student_right = l.student_right;
-    out->label_right = l.right;
-    out->waves = d->sched.waves;
-    memcpy(out->steps, l.steps, sizeof l.steps);
-    memcpy(out->kept, l.kept, sizeof l.kept);
-    memcpy(out->fixed, l.fixed, sizeof l.fixed);
-    memcpy(out->dropped, l.dropped, sizeof l.dropped);
-    return ok;
+    return update(&d->vqa, l.kept[0] || d->vqa.start, step, &out->norm_vqa, e) &&
+           update(&d->loc, l.kept[1] || d->loc.start, step, &out->norm_loc, e);
 }
 
 /* ---- opening -------------------------------------------------------------------------------------- */
@@ -196,7 +200,7 @@ bool programs_parse(const Dataset *d, const Dialect *dialect, Program ***out, Ar
 }
 
 bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
-    *d = (Distiller){.cfg = cfg};
+    *d = (Distiller){.cfg = cfg, .learn = true};
     run_open(&d->run, cfg);
     arena_open(&d->programs, "programs", NULL, (size_t)8 << 30);
     DatasetConfig dc = {.type = cfg->data.kind, .dir = cfg->data.dir, .split = cfg->data.split, .limit = cfg->data.limit, .max_bad = 100};

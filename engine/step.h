@@ -34,6 +34,7 @@ typedef struct Distiller {
     Teacher teacher;
     Answerer *answerer[2];
     Sched sched;
+    bool learn;              /* false: programs run and labels are made, nothing is trained (export) */
     Trace *trace;            /* NULL: none is written; the caller opens and closes it */
 } Distiller;
 
@@ -43,5 +44,5 @@ bool programs_parse(const Dataset *d, const Dialect *dialect, Program ***out, Ar
 
 bool distiller_open(Distiller *d, const Config *cfg, Error *e);
 void distiller_close(Distiller *d);
-/* Runs the batch's programs, asks the teacher, learns. A NaN is an error (FAIL_NUMERIC). */
+/* Runs the batch's programs, asks the teacher, learns (when d->learn). A NaN is an error (FAIL_NUMERIC). */
 bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error *e);

@@ -63,7 +63,7 @@ static void print(const Evaluation *v, const Config *cfg) {
     if (v->vqa || v->loc)
         for (int k = 0; k < (cfg->eval.blame ? BLAME_CASES : 1); k++) column[n++] = (EvalColumn){blame_names[k], &v->blame.result[k]};
     if (v->teacher) column[n++] = (EvalColumn){"teacher", &v->teacher_result};
-    printf("%s %s: %" PRId64 " questions\n\n", cfg->data.dir, cfg->eval.split, v->data.nsamples);
+    printf("%s %s\n\n", cfg->data.dir, cfg->eval.split);
     eval_print(stdout, column, n);
     if (cfg->eval.blame && (v->vqa || v->loc)) blame_print(stdout, &v->blame);
 }

@@ -45,6 +45,8 @@ typedef struct Runner {
     Answerer *answerer[2];
     int nanswerers;
     Sched sched;
+    const Outputs *read;       /* whose logits were read back last, */
+    const float *logits;       /* and these */
     Html html;
     FILE *json;
     int64_t failed;
@@ -254,10 +256,14 @@ static void add_probs(Runner *r, StepView *s) {
     const Answer *a = &s->asked->answer;
     const Module *m = r->module[0];
     if (r->answerer[s->asked->answerer] != &r->answers[0].base || !a->out) return;
+    if (r->read != a->out) {
+        r->read = a->out;
+        r->logits = to_host(&r->run.ctx, a->out->logits);
+    }
     size_t mark = arena_mark(&r->run.host);
     float *p = arena_alloc(&r->run.host, (size_t)m->nlabels * sizeof *p);
     int index[VIEW_PROBS];
-    answer_probs(p, to_host(&r->run.ctx, a->out->logits) + a->row * m->nlabels, m->nlabels, 1, module_multi_label(m));
+    answer_probs(p, r->logits + a->row * m->nlabels, m->nlabels, 1, module_multi_label(m));
     s->nprobs = top_probs(index, VIEW_PROBS, p, m->nlabels, 0);
     for (int k = 0; k < s->nprobs; k++) {
         s->answer[k] = m->label[index[k]];
@@ -282,6 +288,7 @@ static void make_job(Runner *r, Item *p, const Passage *b) {
 
 static void run_chunk(Runner *r, Item *p, const Passage *block, int n) {
     run_begin(&r->run, 0, false);
+    r->read = NULL;
     for (int k = 0; k < 2; k++)
         if (r->module[k]) module_begin(r->module[k]);
     Arena *a = &r->run.host;
@@ -382,6 +389,7 @@ static void write_html(Runner *r, const Item *p) {
                                .step = p->step,
                                .result = p->result,
                                .error = *p->error ? p->error : NULL,
+                               .line = p->block->line,
                                .error_line = p->error_line,
                                .failed_step = p->parsed && p->job.failed ? p->job.failed_step : -1,
                            });

@@ -32,7 +32,7 @@ const char *own_scenes(const char *name) {
 
 const char *tiny_scenes(void) {
     static char dir[PATH_MAX];
-    if (!*dir) strcpy(dir, own_scenes("scenes"));
+    if (!*dir) strcpy(dir, own_scenes("tiny-scenes"));
     return dir;
 }
 

@@ -30,14 +30,13 @@ static void count(void *from) {
 }
 
 extern void *__libc_malloc(size_t n), *__libc_calloc(size_t n, size_t size), *__libc_realloc(void *p, size_t n), *__libc_memalign(size_t a, size_t n);
-#define WRAP __attribute__((weak)) /* another file of the tests may have its own: then count_possible says no */
 #define COUNT() count(__builtin_return_address(0))
-WRAP void *malloc(size_t n) { return COUNT(), __libc_malloc(n); }
-WRAP void *calloc(size_t n, size_t size) { return COUNT(), __libc_calloc(n, size); }
-WRAP void *realloc(void *p, size_t n) { return COUNT(), __libc_realloc(p, n); }
-WRAP void *aligned_alloc(size_t a, size_t n) { return COUNT(), __libc_memalign(a, n); }
-WRAP int posix_memalign(void **p, size_t a, size_t n) { return COUNT(), (*p = __libc_memalign(a, n)) ? 0 : ENOMEM; }
-WRAP void *mmap(void *at, size_t n, int prot, int flags, int fd, off_t offset) {
+void *malloc(size_t n) { return COUNT(), __libc_malloc(n); }
+void *calloc(size_t n, size_t size) { return COUNT(), __libc_calloc(n, size); }
+void *realloc(void *p, size_t n) { return COUNT(), __libc_realloc(p, n); }
+void *aligned_alloc(size_t a, size_t n) { return COUNT(), __libc_memalign(a, n); }
+int posix_memalign(void **p, size_t a, size_t n) { return COUNT(), (*p = __libc_memalign(a, n)) ? 0 : ENOMEM; }
+void *mmap(void *at, size_t n, int prot, int flags, int fd, off_t offset) {
     return COUNT(), (void *)syscall(SYS_mmap, at, n, prot, flags, fd, offset);
 }
 

@@ -9,7 +9,7 @@ static const char *in_dir(const char *name) {
     static char path[4][256];
     static int at;
     at = (at + 1) % 4;
-    snprintf(path[at], sizeof path[at], "%s/%s", test_dir(), name);
+    snprintf(path[at], sizeof path[at], "%s/base-%s", test_dir(), name);
     return path[at];
 }
 
@@ -46,8 +46,8 @@ TEST(base_file_read) {
     put(in_dir("empty"), "", 0);
     EXPECT(file_read(in_dir("empty"), &data, &n, 0, &e) && n == 0 && data && !*data, "%s", e.text);
     free(data);
-    EXPECT(!file_read(in_dir("five"), &data, &n, 5, &e) && !data && e.status == FAIL_DATA && strstr(e.text, "/five: 6 bytes"), "%s", e.text);
-    EXPECT(!file_read(in_dir("none"), &data, &n, 5, &e) && strstr(e.text, "/none: No such file"), "%s", e.text);
+    EXPECT(!file_read(in_dir("five"), &data, &n, 5, &e) && !data && e.status == FAIL_DATA && strstr(e.text, "-five: 6 bytes"), "%s", e.text);
+    EXPECT(!file_read(in_dir("none"), &data, &n, 5, &e) && strstr(e.text, "-none: No such file"), "%s", e.text);
     EXPECT(!file_read(test_dir(), &data, &n, 5, &e) && strstr(e.text, "not a regular file"), "%s", e.text);
     CHECK(!mkfifo(in_dir("fifo"), 0600), "fifo");
     alarm(10); /* a reader that waits for a writer would hang the tests */
@@ -67,12 +67,12 @@ TEST(base_file_write_atomic) {
     EXPECT(make_dirs(in_dir("d/target/full"), &e), "%s", e.text);
     EXPECT(!file_write_atomic(in_dir("d/target"), "x", 1, &e) && e.status == FAIL_DISK && strstr(e.text, "d/target: cannot write 1 bytes"), "%s",
            e.text);
-    snprintf(path, sizeof path, "%s/d/target.tmp.%d", test_dir(), (int)getpid());
+    snprintf(path, sizeof path, "%s/base-d/target.tmp.%d", test_dir(), (int)getpid());
     EXPECT(access(path, F_OK), "%s was left", path);
     EXPECT(!file_write_atomic(in_dir("nowhere/x"), "x", 1, &e) && e.status == FAIL_DISK, "%s", e.text);
     char here[4096];
     CHECK(getcwd(here, sizeof here) && !chdir(test_dir()), "chdir");
-    EXPECT(file_write_atomic("bare", "x", 1, &e) && !access(in_dir("bare"), R_OK), "a bare name: %s", e.text);
+    EXPECT(file_write_atomic("base-bare", "x", 1, &e) && !access(in_dir("bare"), R_OK), "a bare name: %s", e.text);
     CHECK(!chdir(here), "chdir");
 }
 
@@ -81,7 +81,7 @@ TEST(base_make_dirs) {
     struct stat st;
     EXPECT(make_dirs(in_dir("a/b//c/"), &e) && make_dirs(in_dir("a/b/c"), &e) && !stat(in_dir("a/b/c"), &st) && S_ISDIR(st.st_mode), "%s", e.text);
     put(in_dir("file"), "", 0);
-    EXPECT(!make_dirs(in_dir("file/x"), &e) && e.status == FAIL_DISK && strstr(e.text, "/file"), "%s", e.text);
+    EXPECT(!make_dirs(in_dir("file/x"), &e) && e.status == FAIL_DISK && strstr(e.text, "-file"), "%s", e.text);
     e = (Error){0};
     EXPECT(!make_dirs(in_dir("file"), &e) && e.status == FAIL_DISK, "a file counts as a folder: %s", e.text);
     EXPECT(!make_dirs("", &e) && *e.text, "an empty path");

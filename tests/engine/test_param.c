@@ -33,7 +33,7 @@ static void set_close(Set *s) {
 
 static const char *in_dir(const char *name) {
     static char path[256];
-    snprintf(path, sizeof path, "%s/%s", test_dir(), name);
+    snprintf(path, sizeof path, "%s/param-%s", test_dir(), name);
     return path;
 }
 
