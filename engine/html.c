@@ -36,7 +36,7 @@ static const char style[] =
     "h1{font-size:21px;margin:0 0 2px}h2{font-size:17px;margin:0;font-weight:600;overflow-wrap:anywhere}\n"
     ".dim{color:var(--dim)}.small{font-size:13px}\n"
     "code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;font-size:13px}\n"
-    ".inputs{display:flex;flex-wrap:wrap;gap:16px;margin-top:14px}figure{margin:0}figcaption{font-size:13px;color:var(--dim);margin-top:4px}\n"
+    ".inputs{display:flex;flex-wrap:wrap;gap:16px;margin-top:14px}figure{margin:0}.inputs svg{max-width:100%;height:auto}figcaption{font-size:13px;color:var(--dim);margin-top:4px}\n"
     "article,nav{background:var(--card);border:1px solid var(--line);border-radius:12px;overflow:hidden}\n"
     "nav{padding:10px 18px}nav summary{cursor:pointer;font-weight:600}nav ol{columns:2 380px;column-gap:36px;margin:8px 0 6px;padding-left:34px}\n"
     "nav li{break-inside:avoid;padding:2px 0;color:var(--dim)}nav li a{color:inherit;text-decoration:none;display:flex;gap:10px}\n"

@@ -42,6 +42,7 @@ Tensor *op_linear(Ctx *c, Tensor *x, Tensor *w, Tensor *b) {
     memcpy(shape, x->shape, sizeof shape);
     shape[x->ndim - 1] = N;
     Tensor *y = tensor_new(c, x->dtype, x->ndim, shape);
+    y->name = w->name;
     K->gemm(S, x->dtype, x->dtype, y->data, N, x->data, Kd, w->data, Kd, b ? b->data : NULL, false, true, rows, N, Kd, 0);
     if (taped(c, x) || taped(c, w) || taped(c, b)) tape_push(c, linear_backward, SAVE(c, Linear, y, x, w, b), y);
     return y;
@@ -161,6 +162,7 @@ Tensor *op_layernorm(Ctx *c, Tensor *x, Tensor *gamma, Tensor *beta, float eps) 
     CHECK(numel(gamma) == C && numel(beta) == C, "layernorm %s: %" PRId64 " channels, gamma %" PRId64,
           gamma->name ? gamma->name : "", C, numel(gamma));
     Tensor *y = tensor_like(c, x);
+    y->name = gamma->name;
     float *mean = arena_alloc(c->step, (size_t)rows * 4), *rstd = arena_alloc(c->step, (size_t)rows * 4);
     K->layernorm_fwd(S, x->dtype, y->data, mean, rstd, x->data, gamma->data, beta->data, eps, rows, C);
     if (taped(c, x) || taped(c, gamma))

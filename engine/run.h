@@ -16,5 +16,8 @@ void run_open(Run *r, const Config *cfg);
 void run_close(Run *r);
 /* A new update: empties the arenas; training puts the tape on. Dropout's numbers follow from (seed, update). */
 void run_begin(Run *r, int64_t update, bool training);
+/* Fails (FAIL_NUMERIC) because update `step` gave this loss, and names the first tensor that is not finite: a parameter of the
+ * `n` sets, else the first output on the tape, by its layer. To be called while the tape is there: before the backward pass. */
+bool run_not_finite(Run *r, ParamSet *const *set, int n, int64_t step, double loss, Error *e);
 /* The optimizer's settings of a training with peak rate lr over `steps` updates. */
 OptimConfig run_optim(const Config *cfg, double lr, int64_t steps);

@@ -113,7 +113,9 @@ bool trace_box(Rect *out, const Boxes *b, int i, bool strict) {
     const Rect r = b->box[i].rect, of = b->of;
     const int last = strict ? 0 : 1; /* the reference's boxes end at their last pixel */
     const int w = rect_w(of), h = rect_h(of);
-    const Rect in = {MAX(r.x0, 0), MAX(r.y0, 0), MIN(r.x1, w - last) + last, MIN(r.y1, h - last) + last};
+    Rect in = {MAX(r.x0, 0), MAX(r.y0, 0), MIN(r.x1, w - last) + last, MIN(r.y1, h - last) + last};
+    if (b->exact && r.x1 < w - last) in.x1 = r.x1; /* but the middle of a side (LEFT, TOP) is where the half ends */
+    if (b->exact && r.y1 < h - last) in.y1 = r.y1;
     *out = (Rect){of.x0 + in.x0, of.y0 + in.y0, of.x0 + in.x1, of.y0 + in.y1};
     return in.x0 < in.x1 && in.y0 < in.y1;
 }

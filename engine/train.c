@@ -309,7 +309,7 @@ static bool train_loop(Run *r, Module *m, Source *source, TrainSet *val, const C
             Batch changed = s->augment > 0 ? augmented(b, s->augment, seed, &r->host) : *b;
             double parts[3] = {0}, loss = train_forward(r, m, &s->set, &changed, per, seed, total, &right, &k, parts);
             for (int i = 0; i < 3; i++) g.parts[i] += parts[i];
-            if (!isfinite(loss)) return fail_as(e, FAIL_NUMERIC, "step %" PRId64 ": the loss is %g", step, loss);
+            if (!isfinite(loss)) return run_not_finite(r, (ParamSet *[]){&m->params}, 1, step, loss, e);
             tape_backward(&r->ctx);
             arena_reset(&r->step, mark_step);
             arena_reset(&r->host, mark_host);

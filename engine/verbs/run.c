@@ -194,6 +194,7 @@ static bool open_modules(Runner *r, Error *e) {
         if (!(r->module[k] = module_open_for(steps[k], folder[k], r->run.dev, MODULE_FROZEN, e))) return false;
         module_answerer(&r->answers[k], r->module[k], CHUNK);
         r->answers[k].strict = r->o.strict;
+        r->answers[k].threshold = (float)r->run.cfg->model.loc_threshold;
         r->answerer[r->nanswerers++] = &r->answers[k].base;
     }
     sched_open(&r->sched, r->answerer, r->nanswerers);

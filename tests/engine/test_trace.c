@@ -184,7 +184,7 @@ TEST(trace_resumes) {
     EXPECT(same_file(whole, part), "a resumed new file is another");
     struct stat st;
     EXPECT(!stat(whole, &st), "stat");
-    for (off_t cut = st.st_size - 1; cut > st.st_size / 2; cut -= 97) {
+    for (off_t cut = st.st_size - 1; cut > st.st_size / 2; cut -= 331) {
         write_steps(part, m, 0, COUNT_OF(m), -1);
         EXPECT(!truncate(part, cut), "truncate");
         const int from = 2; /* its lines lie in the first half */
@@ -227,6 +227,11 @@ TEST(trace_boxes_are_half_open) {
     static const Rect strict[] = {{100, 50, 199, 89}, {100, 50, 103, 53}, {190, 80, 200, 90}};
     Rect out[5];
     EXPECT(trace_boxes(out, &m.b, false) == 4 && !memcmp(out, loose, sizeof loose), "reference boxes");
+    m.b.exact = true;
+    box[0].rect = (Rect){0, 0, 50, 39}; /* LEFT */
+    EXPECT(trace_box(out, &m.b, 0, false) && out->x1 == 150 && out->y1 == 90, "a side ends at %d, %d", out->x1, out->y1);
+    m.b.exact = false;
+    box[0].rect = in[0];
     EXPECT(trace_boxes(out, &m.b, true) == 3 && !memcmp(out, strict, sizeof strict), "strict boxes");
 }
 
