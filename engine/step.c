@@ -150,9 +150,11 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
     if (d->vqa.start) out->loss_retain += retain_loss(d, &d->vqa, step, e);
     if (d->loc.start) out->loss_retain += retain_loss(d, &d->loc, step, e);
     if (*e->text) return false;
-    if (!isfinite(out->loss_vqa + out->loss_loc + out->loss_retain))
-        return fail_as(e, FAIL_NUMERIC, "step %" PRId64 ": the loss is not finite (VQA %g, LOC %g, retain %g)", step, out->loss_vqa,
-                       out->loss_loc, out->loss_retain);
+    if (!isfinite(out->loss_vqa + out->loss_loc + out->loss_retain)) {
+        run_not_finite(&d->run, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, step,
+                       out->loss_vqa + out->loss_loc + out->loss_retain, e);
+        return fail_in(e, "VQA %g, LOC %g, retain %g", out->loss_vqa, out->loss_loc, out->loss_retain);
+    }
 
     tape_backward(c);
     return update(&d->vqa, l.kept[0] || d->vqa.start, step, &out->norm_vqa, e) &&

@@ -272,7 +272,19 @@ static bool source_open(Source *s, const Config *cfg, const DatasetConfig *dc, c
     return trainset_open(&s->set, dc, m, e) && (s->loader = loader_open(&s->set.by_image, &lc, e));
 }
 
+/* Images that were skipped, by cause; those of the first epoch come again in the next and count again. */
+static void tell_skipped(const Source *s) {
+    const LoaderStats *t = loader_stats(s->loader);
+    char causes[256] = "";
+    for (int i = 0; i < LOADER_CAUSES; i++) {
+        const size_t n = strlen(causes);
+        if (t->bad[i]) snprintf(causes + n, sizeof causes - n, "%s%" PRId64 " %s", n ? ", " : "", t->bad[i], loader_cause_names[i]);
+    }
+    if (*causes) warn("%s: of %" PRId64 " images asked for, %s were skipped", s->set.data.images.dir, t->images, causes);
+}
+
 static void source_close(Source *s) {
+    if (s->loader) tell_skipped(s);
     loader_close(s->loader);
     if (s->set.first) trainset_close(&s->set);
 }

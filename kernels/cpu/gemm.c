@@ -11,7 +11,7 @@
 /* Blocks of C. Smaller ones pack A and B more often, larger ones leave cores idle. */
 enum { BLOCK_M = 192, BLOCK_N = 512, BLOCK_MIN = 64, BLOCKS_WANTED = 4 };
 /* Rows copied at a time, and values between two of them that keep the stride off the powers of two. */
-enum { COPY_K = 1024, COPY_PAD = 16 };
+enum { COPY_K = 1024, COPY_PAD = 16, COPY_STRIDE = 512 /* below it, rows are near enough to be read where they are */ };
 
 static void block_size(int64_t *bm, int64_t *bn, int64_t M, int64_t N) {
     *bm = MIN(M, BLOCK_M);
@@ -60,7 +60,7 @@ static void gemm_block(float *C, int64_t ldc, const float *A, int64_t lda, const
                        const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
     if (bias) add_bias(C, ldc, bias, M, N, beta);
     if (bias) beta = 1;
-    if (ta && !tb && K >= COPY_K / 4) weight_gradient(C, ldc, A, lda, B, ldb, M, N, K, beta);
+    if (ta && !tb && K >= COPY_K / 4 && MAX(lda, ldb) >= COPY_STRIDE) weight_gradient(C, ldc, A, lda, B, ldb, M, N, K, beta);
     else sgemm(C, ldc, A, lda, B, ldb, ta, tb, M, N, K, beta);
 }
 

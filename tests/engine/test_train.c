@@ -8,6 +8,8 @@
 #include "tests/engine/child.h"
 #include "tests/engine/count.h"
 
+#include <math.h>
+
 static void configure(Config *cfg, const char *out, const char *more) {
     char set[24][300];
     const char *list[24];
@@ -105,6 +107,47 @@ TEST(train_learns) {
         EXPECT(score > 45, "accuracy %.1f%% on what it was trained on; guessing the most frequent gives 25%%", score);
         trainset_close(&t);
     }
+    module_close(m);
+    run_close(&r);
+}
+
+/* A value that is not finite is named: a parameter, or the layer whose output it is. */
+TEST(train_names_not_finite) {
+    Config cfg;
+    configure(&cfg, "unused", "");
+    Run r;
+    Error e = {0};
+    run_open(&r, &cfg);
+    Module *m = module_open("configs/models/tiny-vilt", r.dev, MODULE_TRAINED, false, 1, &e);
+    CHECK(m, "%s", e.text);
+    ParamSet *set[] = {&m->params};
+    static uint8_t pixels[48 * 48 * 3];
+    const Ask ask = {{pixels, 48, 48}, 1, {0, 0, 48, 48}, "is it red?"};
+    for (int k = 0; k < 2; k++) {
+        Param *p = param_find(&m->params, "vilt.encoder.layer.2.attention.attention.value.weight");
+        float *x = (float *)p->t.data + 5, was = *x;
+        if (k == 1) *x = NAN;
+        run_begin(&r, 0, true);
+        module_begin(m);
+        Outputs out;
+        module_forward(m, &r.ctx, &ask, 1, &out);
+        e = (Error){0};
+        EXPECT(!run_not_finite(&r, set, 1, 41, NAN, &e) && e.status == FAIL_NUMERIC && strstr(e.text, "step 41"), "%s", e.text);
+        static const char *const says[] = {"finite parameters", "the parameter vilt.encoder.layer.2.attention.attention.value.weight"};
+        EXPECT(strstr(e.text, says[k]), "%s", e.text);
+        *x = was;
+    }
+    /* Weights that overflow where they meet: fc1 of layer 1 times values far above 1. */
+    Param *gain = param_find(&m->params, "vilt.encoder.layer.1.layernorm_after.weight"), *fc1 = param_find(&m->params, "vilt.encoder.layer.1.intermediate.dense.weight");
+    CHECK(gain && fc1, "names");
+    for (int64_t i = 0; i < gain->n; i++) ((float *)gain->t.data)[i] = 1e30f;
+    for (int64_t i = 0; i < fc1->n; i++) ((float *)fc1->t.data)[i] *= 1e15f;
+    run_begin(&r, 0, true);
+    module_begin(m);
+    Outputs out;
+    module_forward(m, &r.ctx, &ask, 1, &out);
+    run_not_finite(&r, set, 1, 42, NAN, &e);
+    EXPECT(strstr(e.text, "of vilt.encoder.layer.1.intermediate.dense.weight"), "%s", e.text);
     module_close(m);
     run_close(&r);
 }

@@ -195,7 +195,8 @@ TEST(verbs_corrupt_images) {
     memset(data + 2, 0x55, MIN(n - 2, 400)); /* begins right, then rubbish */
     put(path[4], data, n);
     free(data);
-    train_on(OK_STATUS, "cannot be used", dir, "train.steps=8 data.max_bad_percent=100");
+    train_on(OK_STATUS, "cannot be used", dir, "train.steps=8 data.max_bad_percent=100"); /* 8 steps of 2 images: one epoch */
+    EXPECT(strstr(c.text, "of 16 images asked for, 1 not a JPEG, 1 truncated, 1 corrupt, 1 too large, 1 unreadable were skipped"), "%s", c.text);
     /* All of them bad: the run ends and says how many of which kind. */
     for (f = fopen(in(dir, "train_steps.jsonl"), "r"); fgets(row, sizeof row, f);) {
         char name[200];
@@ -389,5 +390,6 @@ TEST(verbs_not_a_number) {
     free(data);
     snprintf(line, sizeof line, "train data.kind=steps train.batch=8 train.steps=3 model.vqa=%s data.dir=%s run.out=%s/nan2", dir, tiny_scenes(), test_dir());
     expect(FAIL_NUMERIC, "step 0", line);
+    EXPECT(strstr(c.text, "the parameter vilt."), "it does not name the tensor: %s", c.text);
     EXPECT(access(in(test_dir(), "nan2/model"), F_OK), "a model was saved all the same");
 }
