@@ -205,11 +205,11 @@ static void put_soft(FILE *f, const TraceStep *s) {
     const char *comma = "";
     fputs(",\"soft\":{", f);
     for (int i = 0; i < s->nsoft; i++) {
-        if (!(s->soft_prob[i] >= 0 && s->soft_prob[i] <= 1)) continue;
+        if (!(s->soft_prob[i] >= 0 && s->soft_prob[i] <= 1.001f)) continue;
         fputs(comma, f);
         put_text(f, s->soft_answer[i]);
         putc_unlocked(':', f);
-        json_put_float(f, s->soft_prob[i]);
+        json_put_float(f, MIN(s->soft_prob[i], 1)); /* a softmax may round to just above */
         comma = ",";
     }
     putc_unlocked('}', f);
