@@ -54,7 +54,7 @@ deps:
 
 test: deps
 	@$(MAKE) --no-print-directory $(B)/vpdistill $(B)/test
-	@VPDISTILL=$(B)/vpdistill $(B)/test
+	@OMP_WAIT_POLICY=PASSIVE VPDISTILL=$(B)/vpdistill $(B)/test
 
 # The demo's models from nothing but the seed: about an hour and a half on 2 cores.
 P := build/pretrain

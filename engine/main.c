@@ -75,7 +75,12 @@ int main(int argc, char **argv) {
     a.word = xcalloc((size_t)argc, sizeof *a.word);
     int nset = 0;
     for (int i = 2; i < argc; i++) {
-        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return verb_help(v);
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
+            Status told = verb_help(v);
+            free(set);
+            free(a.word);
+            return told;
+        }
         if (!yaml && *argv[i] != '-' && (ends_with(argv[i], ".yaml") || ends_with(argv[i], ".yml"))) yaml = argv[i];
         else if (is_assignment(argv[i])) set[nset++] = argv[i];
         else a.word[a.nwords++] = argv[i];

@@ -31,7 +31,7 @@ $(F)/fuzz_%: $(F)/tests/fuzz/fuzz_%.o $(F)/libvpdistill.a
 
 .PRECIOUS: $(F)/fuzz_% $(F)/%.o
 
-fuzz: $(addprefix $(F)/fuzz_,$(FUZZ))
+fuzz: fuzz-needs $(addprefix $(F)/fuzz_,$(FUZZ))
 	@for name in $(FUZZ); do \
 	    mkdir -p $(F)/corpus/$$name; \
 	    echo "== $$name, $(FUZZ_SECONDS) s"; \
@@ -42,4 +42,7 @@ fuzz: $(addprefix $(F)/fuzz_,$(FUZZ))
 	done; echo "fuzz: $(words $(FUZZ)) targets clean"
 
 -include $(wildcard $(F)/*/*.d $(F)/*/*/*.d)
-.PHONY: fuzz
+fuzz-needs:
+	@command -v $(CLANG) >/dev/null || { echo "make fuzz needs clang with its runtime: sudo apt-get install clang libclang-rt-14-dev"; exit 1; }
+
+.PHONY: fuzz fuzz-needs
