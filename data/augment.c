@@ -12,7 +12,10 @@
 #include "kernels/philox.h"
 
 /* The numbers of one image, drawn in order. */
-typedef struct Draw { uint64_t key, n; uint32_t r[4]; } Draw;
+typedef struct Draw {
+    uint64_t key, n;
+    uint32_t r[4];
+} Draw;
 
 static float unit(Draw *d) {
     if (!(d->n & 3)) philox(d->r, d->key, d->n >> 2);
@@ -23,7 +26,10 @@ static float range(Draw *d, float lo, float hi) { return lo + (hi - lo) * unit(d
 enum { GRID = 6 };
 
 /* A tint: bilinear noise on a GRID x GRID lattice, or stripes of two colours. */
-typedef struct Tint { float alpha, lattice[GRID + 1][GRID + 1][3], angle[2], period, color[2][3]; int kind; } Tint;
+typedef struct Tint {
+    float alpha, lattice[GRID + 1][GRID + 1][3], angle[2], period, color[2][3];
+    int kind;
+} Tint;
 
 static Tint draw_tint(Draw *d, float strength) {
     Tint t = {.alpha = range(d, 0, 0.55f * strength), .kind = (int)(unit(d) * 3)};
@@ -54,12 +60,14 @@ static void tint_at(const Tint *t, float x, float y, float u, float v, float out
 /* out = in blurred by (1 2 1)/4 in both directions; the border repeats. */
 static void blur(uint8_t *out, const uint8_t *in, int w, int h) {
     for (int y = 0; y < h; y++) {
-        const uint8_t *r0 = in + (size_t)(y ? y - 1 : 0) * (size_t)w * 3, *r1 = in + (size_t)y * (size_t)w * 3;
+        const uint8_t *r0 = in + (size_t)(y ? y - 1 : 0) * (size_t)w * 3,
+                      *r1 = in + (size_t)y * (size_t)w * 3;
         const uint8_t *r2 = in + (size_t)(y + 1 < h ? y + 1 : y) * (size_t)w * 3;
         for (int x = 0; x < w; x++)
             for (int c = 0; c < 3; c++) {
                 int l = (x ? x - 1 : 0) * 3 + c, m = x * 3 + c, r = (x + 1 < w ? x + 1 : x) * 3 + c;
-                int s = r0[l] + 2 * r0[m] + r0[r] + 2 * (r1[l] + 2 * r1[m] + r1[r]) + r2[l] + 2 * r2[m] + r2[r];
+                int s =
+                    r0[l] + 2 * r0[m] + r0[r] + 2 * (r1[l] + 2 * r1[m] + r1[r]) + r2[l] + 2 * r2[m] + r2[r];
                 out[((size_t)y * (size_t)w + (size_t)x) * 3 + (size_t)c] = (uint8_t)((s + 8) >> 4);
             }
     }
@@ -72,10 +80,13 @@ void augment_image(uint8_t *out, ImageView in, uint64_t seed, float strength) {
         return;
     }
     Draw d = {.key = seed};
-    if (unit(&d) < 0.4f * strength) blur(out, in.rgb, in.w, in.h);
-    else memcpy(out, in.rgb, n);
+    if (unit(&d) < 0.4f * strength)
+        blur(out, in.rgb, in.w, in.h);
+    else
+        memcpy(out, in.rgb, n);
     bool tinted = unit(&d) < 0.7f * strength, noisy = unit(&d) < 0.6f * strength;
-    float gain[3], contrast = range(&d, 1 - 0.35f * strength, 1 + 0.2f * strength), level = range(&d, -40 * strength, 30 * strength);
+    float gain[3], contrast = range(&d, 1 - 0.35f * strength, 1 + 0.2f * strength),
+                   level = range(&d, -40 * strength, 30 * strength);
     for (int c = 0; c < 3; c++) gain[c] = range(&d, 1 - 0.3f * strength, 1 + 0.3f * strength);
     Tint t = draw_tint(&d, strength);
     float sigma = range(&d, 2, 16 * strength + 2);

@@ -28,7 +28,9 @@ static void remove_unfinished(const char *out) {
     DIR *d = opendir(out);
     if (!d) return;
     for (struct dirent *f; (f = readdir(d));)
-        if (!strncmp(f->d_name, "tmp-checkpoint.", 15) && snprintf(path, sizeof path, "%s/%s", out, f->d_name) < (int)sizeof path) remove_tree(path);
+        if (!strncmp(f->d_name, "tmp-checkpoint.", 15) &&
+            snprintf(path, sizeof path, "%s/%s", out, f->d_name) < (int)sizeof path)
+            remove_tree(path);
     closedir(d);
 }
 
@@ -42,7 +44,8 @@ static int64_t step_of(const char *name) {
 
 static bool whole(const char *out, const char *name) {
     char path[PATH_MAX];
-    return snprintf(path, sizeof path, "%s/%s/state.json", out, name) < (int)sizeof path && !access(path, R_OK);
+    return snprintf(path, sizeof path, "%s/%s/state.json", out, name) < (int)sizeof path &&
+           !access(path, R_OK);
 }
 
 bool ckpt_latest(const char *out, char *path, size_t size, int64_t *step) {
@@ -83,7 +86,8 @@ static void prune(const char *out, int keep) {
     }
 }
 
-static bool save_parts(const char *dir, int64_t step, const CkptPart *part, int n, const char *config, Error *e) {
+static bool save_parts(const char *dir, int64_t step, const CkptPart *part, int n, const char *config,
+                       Error *e) {
     char path[PATH_MAX];
     for (int i = 0; i < n; i++) {
         snprintf(path, sizeof path, "%s/%s", dir, part[i].name);
@@ -96,12 +100,14 @@ static bool save_parts(const char *dir, int64_t step, const CkptPart *part, int 
     json_decref(state);
     if (!text) return fail_as(e, FAIL_OTHER, "%s: the configuration is not UTF-8", dir);
     snprintf(path, sizeof path, "%s/state.json", dir);
-    bool ok = file_write_atomic(path, text, strlen(text), e); /* last: its presence says that the rest is there */
+    bool ok =
+        file_write_atomic(path, text, strlen(text), e); /* last: its presence says that the rest is there */
     free(text);
     return ok;
 }
 
-bool ckpt_save(const char *out, int64_t step, const CkptPart *part, int n, const char *config, int keep, Error *e) {
+bool ckpt_save(const char *out, int64_t step, const CkptPart *part, int n, const char *config, int keep,
+               Error *e) {
     char tmp[PATH_MAX], final[PATH_MAX];
     snprintf(tmp, sizeof tmp, "%s/tmp-checkpoint.%d", out, (int)getpid());
     snprintf(final, sizeof final, "%s/checkpoint-%06" PRId64, out, step);

@@ -8,14 +8,18 @@
 
 #define VERSION "0.1.0"
 
-static const Verb *const verbs[] = {&verb_scenes, &verb_train, &verb_run, &verb_distill, &verb_eval, &verb_export, &verb_info};
+static const Verb *const verbs[] = {&verb_scenes, &verb_train,  &verb_run, &verb_distill,
+                                    &verb_eval,   &verb_export, &verb_info};
 
 static void usage(FILE *f) {
-    fprintf(f, "vpdistill %s: distils an end-to-end teacher into the modules that visual programs call\n\n"
-               "usage: vpdistill <verb> [config.yaml] [section.key=value ...]\n\nverbs:\n", VERSION);
+    fprintf(f,
+            "vpdistill %s: distils an end-to-end teacher into the modules that visual programs call\n\n"
+            "usage: vpdistill <verb> [config.yaml] [section.key=value ...]\n\nverbs:\n",
+            VERSION);
     for (int i = 0; i < COUNT_OF(verbs); i++) fprintf(f, "  %-9s %s\n", verbs[i]->name, verbs[i]->summary);
     fprintf(f, "\n`vpdistill <verb> --help` tells a verb's options.\n"
-               "exit status: 0 done, 1 failure, 2 usage, 3 configuration, 4 data, 5 model file, 6 memory, 8 disk, 9 not a number\n");
+               "exit status: 0 done, 1 failure, 2 usage, 3 configuration, 4 data, 5 model file, 6 memory, 8 "
+               "disk, 9 not a number\n");
 }
 
 static Status verb_help(const Verb *v) {
@@ -65,8 +69,9 @@ int main(int argc, char **argv) {
     }
     if (!v) {
         const char *near = nearest(argv[1], names, COUNT_OF(names));
-        fprintf(stderr, "vpdistill: there is no verb \"%s\"%s%s%s\n", argv[1], near ? " (did you mean " : "; `vpdistill --help` lists them",
-                near ? near : "", near ? "?)" : "");
+        fprintf(stderr, "vpdistill: there is no verb \"%s\"%s%s%s\n", argv[1],
+                near ? " (did you mean " : "; `vpdistill --help` lists them", near ? near : "",
+                near ? "?)" : "");
         return FAIL_USAGE;
     }
     static Args a;
@@ -81,9 +86,12 @@ int main(int argc, char **argv) {
             free(a.word);
             return told;
         }
-        if (!yaml && *argv[i] != '-' && (ends_with(argv[i], ".yaml") || ends_with(argv[i], ".yml"))) yaml = argv[i];
-        else if (is_assignment(argv[i])) set[nset++] = argv[i];
-        else a.word[a.nwords++] = argv[i];
+        if (!yaml && *argv[i] != '-' && (ends_with(argv[i], ".yaml") || ends_with(argv[i], ".yml")))
+            yaml = argv[i];
+        else if (is_assignment(argv[i]))
+            set[nset++] = argv[i];
+        else
+            a.word[a.nwords++] = argv[i];
     }
     Status s = config_load(&a.cfg, yaml, set, nset, &e) ? v->run(&a, &e) : FAIL_CONFIG;
     if (s && *e.text) fprintf(stderr, "vpdistill %s: %s\n", v->name, e.text);

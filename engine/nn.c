@@ -59,7 +59,8 @@ static Tensor *mlp_residual(Ctx *c, const Block *b, Tensor *x, const BlockSpec *
 }
 
 static Tensor *block_body(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s) {
-    Tensor *a = op_self_attention(c, linear(c, b->qkv, norm(c, b->norm1, x, s->eps)), s->H, s->mask, s->causal);
+    Tensor *a =
+        op_self_attention(c, linear(c, b->qkv, norm(c, b->norm1, x, s->eps)), s->H, s->mask, s->causal);
     x = op_add(c, x, op_dropout(c, linear(c, b->proj, a), s->dropout));
     return mlp_residual(c, b, x, s);
 }

@@ -18,7 +18,9 @@ static bool same_shape(const Tensor *a, const Tensor *b) {
 
 /* ---- linear --------------------------------------------------------------------------------------- */
 
-typedef struct Linear { Tensor *y, *x, *w, *b; } Linear;
+typedef struct Linear {
+    Tensor *y, *x, *w, *b;
+} Linear;
 
 static void linear_backward(Ctx *c, void *saved) {
     Linear *l = saved;
@@ -27,30 +29,38 @@ static void linear_backward(Ctx *c, void *saved) {
     bool fresh;
     void *dx = grad_write(c, l->x, &fresh);
     if (dx) /* dx = dy w */
-        K->gemm(S, l->x->dtype, l->x->dtype, dx, Kd, dy, N, l->w->data, Kd, NULL, false, false, rows, Kd, N, !fresh);
+        K->gemm(S, l->x->dtype, l->x->dtype, dx, Kd, dy, N, l->w->data, Kd, NULL, false, false, rows, Kd, N,
+                !fresh);
     if (l->w->needs_grad) /* dw = dy^T x */
-        K->gemm(S, l->x->dtype, F32, grad_add(c, l->w), Kd, dy, N, l->x->data, Kd, NULL, true, false, N, Kd, rows, 1);
+        K->gemm(S, l->x->dtype, F32, grad_add(c, l->w), Kd, dy, N, l->x->data, Kd, NULL, true, false, N, Kd,
+                rows, 1);
     if (l->b && l->b->needs_grad) K->bias_bwd(S, l->y->dtype, grad_add(c, l->b), dy, rows, N);
 }
 
 Tensor *op_linear(Ctx *c, Tensor *x, Tensor *w, Tensor *b) {
     int64_t Kd = last_dim(x), N = w->shape[0], rows = rows_of(x);
-    CHECK(w->shape[w->ndim - 1] == Kd && w->ndim == 2, "linear %s: input has %" PRId64 " channels, weight %" PRId64,
-          w->name ? w->name : "", Kd, last_dim(w));
-    CHECK(!b || numel(b) == N, "linear %s: %" PRId64 " outputs, bias %" PRId64, w->name ? w->name : "", N, numel(b));
+    CHECK(w->shape[w->ndim - 1] == Kd && w->ndim == 2,
+          "linear %s: input has %" PRId64 " channels, weight %" PRId64, w->name ? w->name : "", Kd,
+          last_dim(w));
+    CHECK(!b || numel(b) == N, "linear %s: %" PRId64 " outputs, bias %" PRId64, w->name ? w->name : "", N,
+          numel(b));
     int64_t shape[MAX_DIMS];
     memcpy(shape, x->shape, sizeof shape);
     shape[x->ndim - 1] = N;
     Tensor *y = tensor_new(c, x->dtype, x->ndim, shape);
     y->name = w->name;
-    K->gemm(S, x->dtype, x->dtype, y->data, N, x->data, Kd, w->data, Kd, b ? b->data : NULL, false, true, rows, N, Kd, 0);
-    if (taped(c, x) || taped(c, w) || taped(c, b)) tape_push(c, linear_backward, SAVE(c, Linear, y, x, w, b), y);
+    K->gemm(S, x->dtype, x->dtype, y->data, N, x->data, Kd, w->data, Kd, b ? b->data : NULL, false, true,
+            rows, N, Kd, 0);
+    if (taped(c, x) || taped(c, w) || taped(c, b))
+        tape_push(c, linear_backward, SAVE(c, Linear, y, x, w, b), y);
     return y;
 }
 
 /* ---- elementwise ---------------------------------------------------------------------------------- */
 
-typedef struct Unary { Tensor *y, *x; } Unary;
+typedef struct Unary {
+    Tensor *y, *x;
+} Unary;
 
 /* One pair per activation; the backward reads the input, or for tanh and sigmoid the output. */
 #define ACTIVATION(name, source)                                                                             \
@@ -70,7 +80,9 @@ ACTIVATION(elu1, x)
 ACTIVATION(tanh, y)
 ACTIVATION(sigmoid, y)
 
-typedef struct Binary { Tensor *y, *a, *b; } Binary;
+typedef struct Binary {
+    Tensor *y, *a, *b;
+} Binary;
 
 static void add_backward(Ctx *c, void *saved) {
     Binary *s = saved;
@@ -88,7 +100,8 @@ Tensor *op_add(Ctx *c, Tensor *a, Tensor *b) {
 
 static void mul_backward(Ctx *c, void *saved) {
     Binary *s = saved;
-    K->mul_bwd(S, s->y->dtype, grad_add(c, s->a), grad_add(c, s->b), s->a->data, s->b->data, grad_of(s->y), numel(s->y));
+    K->mul_bwd(S, s->y->dtype, grad_add(c, s->a), grad_add(c, s->b), s->a->data, s->b->data, grad_of(s->y),
+               numel(s->y));
 }
 
 Tensor *op_mul(Ctx *c, Tensor *a, Tensor *b) {
@@ -103,7 +116,8 @@ static void add_rows_backward(Ctx *c, void *saved) {
     Binary *s = saved;
     grad_pass(c, s->a, s->y);
     void *dp = grad_add(c, s->b);
-    if (dp) K->add_rows_bwd(S, s->y->dtype, dp, grad_of(s->y), numel(s->a) / MAX(numel(s->b), 1), numel(s->b));
+    if (dp)
+        K->add_rows_bwd(S, s->y->dtype, dp, grad_of(s->y), numel(s->a) / MAX(numel(s->b), 1), numel(s->b));
 }
 
 Tensor *op_add_rows(Ctx *c, Tensor *x, Tensor *p) {
@@ -117,8 +131,8 @@ Tensor *op_add_rows(Ctx *c, Tensor *x, Tensor *p) {
 
 static void mul_tokens_backward(Ctx *c, void *saved) {
     Binary *s = saved;
-    K->mul_tokens_bwd(S, s->y->dtype, grad_add(c, s->a), grad_add(c, s->b), s->a->data, s->b->data, grad_of(s->y),
-                      s->a->shape[0], s->a->shape[1], s->a->shape[2]);
+    K->mul_tokens_bwd(S, s->y->dtype, grad_add(c, s->a), grad_add(c, s->b), s->a->data, s->b->data,
+                      grad_of(s->y), s->a->shape[0], s->a->shape[1], s->a->shape[2]);
 }
 
 Tensor *op_mul_tokens(Ctx *c, Tensor *x, Tensor *g) {
@@ -130,7 +144,11 @@ Tensor *op_mul_tokens(Ctx *c, Tensor *x, Tensor *g) {
     return y;
 }
 
-typedef struct Dropout { Tensor *y, *x; float p; uint64_t seed, offset; } Dropout;
+typedef struct Dropout {
+    Tensor *y, *x;
+    float p;
+    uint64_t seed, offset;
+} Dropout;
 
 static void dropout_backward(Ctx *c, void *saved) {
     Dropout *d = saved;
@@ -149,12 +167,17 @@ Tensor *op_dropout(Ctx *c, Tensor *x, float p) {
 
 /* ---- norms and softmax ---------------------------------------------------------------------------- */
 
-typedef struct Norm { Tensor *y, *x, *gamma, *beta; float *mean, *rstd; float eps; } Norm;
+typedef struct Norm {
+    Tensor *y, *x, *gamma, *beta;
+    float *mean, *rstd;
+    float eps;
+} Norm;
 
 static void layernorm_backward(Ctx *c, void *saved) {
     Norm *n = saved;
-    K->layernorm_bwd(S, n->x->dtype, grad_add(c, n->x), grad_add(c, n->gamma), grad_add(c, n->beta), n->x->data,
-                     grad_of(n->y), n->mean, n->rstd, n->gamma->data, rows_of(n->x), last_dim(n->x));
+    K->layernorm_bwd(S, n->x->dtype, grad_add(c, n->x), grad_add(c, n->gamma), grad_add(c, n->beta),
+                     n->x->data, grad_of(n->y), n->mean, n->rstd, n->gamma->data, rows_of(n->x),
+                     last_dim(n->x));
 }
 
 Tensor *op_layernorm(Ctx *c, Tensor *x, Tensor *gamma, Tensor *beta, float eps) {
@@ -172,8 +195,8 @@ Tensor *op_layernorm(Ctx *c, Tensor *x, Tensor *gamma, Tensor *beta, float eps) 
 
 static void l2norm_backward(Ctx *c, void *saved) {
     Norm *n = saved;
-    K->l2norm_bwd(S, n->x->dtype, grad_add(c, n->x), n->x->data, grad_of(n->y), n->rstd, n->eps, rows_of(n->x),
-                  last_dim(n->x));
+    K->l2norm_bwd(S, n->x->dtype, grad_add(c, n->x), n->x->data, grad_of(n->y), n->rstd, n->eps,
+                  rows_of(n->x), last_dim(n->x));
 }
 
 Tensor *op_l2norm(Ctx *c, Tensor *x, float eps) {
@@ -187,7 +210,8 @@ Tensor *op_l2norm(Ctx *c, Tensor *x, float eps) {
 
 static void softmax_backward(Ctx *c, void *saved) {
     Unary *u = saved;
-    K->softmax_bwd(S, u->x->dtype, grad_add(c, u->x), u->y->data, grad_of(u->y), rows_of(u->x), last_dim(u->x));
+    K->softmax_bwd(S, u->x->dtype, grad_add(c, u->x), u->y->data, grad_of(u->y), rows_of(u->x),
+                   last_dim(u->x));
 }
 
 Tensor *op_softmax(Ctx *c, Tensor *x) {
@@ -208,7 +232,9 @@ typedef struct Attention {
     int H;
 } Attention;
 
-static char *advance(void *p, DType t, int64_t values) { return p ? (char *)p + (size_t)values * dtype_size(t) : NULL; }
+static char *advance(void *p, DType t, int64_t values) {
+    return p ? (char *)p + (size_t)values * dtype_size(t) : NULL;
+}
 
 static void attention_run(Ctx *c, Attention *a, bool backward) {
     DType t = a->y->dtype;
@@ -218,14 +244,14 @@ static void attention_run(Ctx *c, Attention *a, bool backward) {
     float scale = 1 / sqrtf((float)D);
     char *k = advance(a->kv->data, t, self ? C : 0), *v = advance(k, t, C);
     if (!backward) {
-        K->attention_fwd(S, t, a->y->data, C, a->lse, a->q->data, ldq, k, v, ldkv, a->mask, a->causal, scale, B, a->H,
-                         Tq, Tk, D);
+        K->attention_fwd(S, t, a->y->data, C, a->lse, a->q->data, ldq, k, v, ldkv, a->mask, a->causal, scale,
+                         B, a->H, Tq, Tk, D);
         return;
     }
     char *dq = grad_add(c, a->q);
     char *dk = self ? advance(dq, t, C) : grad_add(c, a->kv), *dv = advance(dk, t, C);
-    K->attention_bwd(S, t, dq, dk, dv, a->q->data, ldq, k, v, ldkv, a->y->data, grad_of(a->y), C, a->lse, a->mask,
-                     a->causal, scale, B, a->H, Tq, Tk, D);
+    K->attention_bwd(S, t, dq, dk, dv, a->q->data, ldq, k, v, ldkv, a->y->data, grad_of(a->y), C, a->lse,
+                     a->mask, a->causal, scale, B, a->H, Tq, Tk, D);
 }
 
 static void attention_backward(Ctx *c, void *saved) { attention_run(c, saved, true); }
@@ -273,8 +299,8 @@ static void gather_backward(Ctx *c, void *saved) {
 
 Tensor *op_gather(Ctx *c, Tensor *x, const int32_t *idx, int64_t n) {
     for (int64_t i = 0; i < n; i++)
-        CHECK(idx[i] >= 0 && idx[i] < x->shape[0], "gather %s: row %d of %" PRId64, x->name ? x->name : "", idx[i],
-              x->shape[0]);
+        CHECK(idx[i] >= 0 && idx[i] < x->shape[0], "gather %s: row %d of %" PRId64, x->name ? x->name : "",
+              idx[i], x->shape[0]);
     int64_t shape[MAX_DIMS];
     memcpy(shape, x->shape, sizeof shape);
     shape[0] = n;
@@ -285,7 +311,10 @@ Tensor *op_gather(Ctx *c, Tensor *x, const int32_t *idx, int64_t n) {
     return y;
 }
 
-typedef struct Concat { Tensor *y, **part; int n; } Concat;
+typedef struct Concat {
+    Tensor *y, **part;
+    int n;
+} Concat;
 
 /* Parts (outer, n_i) side by side in rows of y: both concatenations, with outer = 1 or B. */
 static void concat_copy(Ctx *c, Concat *s, int64_t outer, bool backward) {
@@ -293,11 +322,14 @@ static void concat_copy(Ctx *c, Concat *s, int64_t outer, bool backward) {
     for (int i = 0; i < s->n; i++) {
         int64_t n = outer ? numel(s->part[i]) / outer : 0;
         if (!backward) {
-            K->copy_rows(S, s->y->dtype, advance(s->y->data, s->y->dtype, at), width, s->part[i]->data, n, outer, n, false);
+            K->copy_rows(S, s->y->dtype, advance(s->y->data, s->y->dtype, at), width, s->part[i]->data, n,
+                         outer, n, false);
         } else {
             bool fresh;
             void *dx = grad_write(c, s->part[i], &fresh);
-            if (dx) K->copy_rows(S, s->y->dtype, dx, n, advance(grad_of(s->y), s->y->dtype, at), width, outer, n, !fresh);
+            if (dx)
+                K->copy_rows(S, s->y->dtype, dx, n, advance(grad_of(s->y), s->y->dtype, at), width, outer, n,
+                             !fresh);
         }
         at += n;
     }
@@ -310,8 +342,9 @@ static Tensor *concat(Ctx *c, Tensor *const *part, int n, int dim, BackwardFn *b
     bool grad = false;
     for (int i = 0; i < n; i++) {
         for (int d = 0; d < part[0]->ndim; d++)
-            CHECK(d == dim || part[i]->shape[d] == shape[d], "concatenation: part %d has %" PRId64 " in dimension %d, part 0 %" PRId64,
-                  i, part[i]->shape[d], d, shape[d]);
+            CHECK(d == dim || part[i]->shape[d] == shape[d],
+                  "concatenation: part %d has %" PRId64 " in dimension %d, part 0 %" PRId64, i,
+                  part[i]->shape[d], d, shape[d]);
         if (i) shape[dim] += part[i]->shape[dim];
         grad |= taped(c, part[i]);
     }
@@ -343,12 +376,13 @@ static void slice_backward(Ctx *c, void *saved) {
     Rows *r = saved;
     int64_t B = r->x->shape[0], C = last_dim(r->x), width = r->x->shape[1] * C;
     void *dx = grad_add(c, r->x);
-    K->copy_rows(S, r->x->dtype, advance(dx, r->x->dtype, r->at * C), width, grad_of(r->y), r->n * C, B, r->n * C, true);
+    K->copy_rows(S, r->x->dtype, advance(dx, r->x->dtype, r->at * C), width, grad_of(r->y), r->n * C, B,
+                 r->n * C, true);
 }
 
 Tensor *op_slice_tokens(Ctx *c, Tensor *x, int64_t first, int64_t n) {
-    CHECK(x->ndim == 3 && first >= 0 && n >= 0 && first + n <= x->shape[1], "tokens %" PRId64 "..%" PRId64 " of %" PRId64,
-          first, first + n, x->shape[1]);
+    CHECK(x->ndim == 3 && first >= 0 && n >= 0 && first + n <= x->shape[1],
+          "tokens %" PRId64 "..%" PRId64 " of %" PRId64, first, first + n, x->shape[1]);
     int64_t B = x->shape[0], C = last_dim(x), width = x->shape[1] * C;
     Tensor *y = TENSOR(c, x->dtype, B, n, C);
     K->copy_rows(S, x->dtype, y->data, n * C, advance(x->data, x->dtype, first * C), width, B, n * C, false);
@@ -387,13 +421,15 @@ Tensor *op_interp_rows(Ctx *c, Tensor *x, const int32_t *idx, const float *w, in
     const int32_t *didx = ctx_upload(c, idx, (size_t)n * 16);
     const float *dw = ctx_upload(c, w, (size_t)n * 16);
     K->interp_rows_fwd(S, x->dtype, y->data, x->data, didx, dw, n, last_dim(x));
-    if (taped(c, x)) tape_push(c, interp_backward, SAVE(c, Rows, .y = y, .x = x, .idx = didx, .w = dw, .n = n), y);
+    if (taped(c, x))
+        tape_push(c, interp_backward, SAVE(c, Rows, .y = y, .x = x, .idx = didx, .w = dw, .n = n), y);
     return y;
 }
 
 static void mean_backward(Ctx *c, void *saved) {
     Rows *r = saved;
-    K->mean_tokens_bwd(S, r->y->dtype, grad_add(c, r->x), grad_of(r->y), r->mask, r->x->shape[0], r->x->shape[1], last_dim(r->x));
+    K->mean_tokens_bwd(S, r->y->dtype, grad_add(c, r->x), grad_of(r->y), r->mask, r->x->shape[0],
+                       r->x->shape[1], last_dim(r->x));
 }
 
 Tensor *op_mean_tokens(Ctx *c, Tensor *x, const uint8_t *mask) {
@@ -406,34 +442,40 @@ Tensor *op_mean_tokens(Ctx *c, Tensor *x, const uint8_t *mask) {
 
 static void pair_backward(Ctx *c, void *saved) {
     Rows *r = saved;
-    K->pair_scores_bwd(S, r->y->dtype, grad_add(c, r->x), grad_add(c, r->x2), r->x->data, r->x2->data, grad_of(r->y), r->idx,
-                       r->idx2, r->n, r->x->shape[1], last_dim(r->x));
+    K->pair_scores_bwd(S, r->y->dtype, grad_add(c, r->x), grad_add(c, r->x2), r->x->data, r->x2->data,
+                       grad_of(r->y), r->idx, r->idx2, r->n, r->x->shape[1], last_dim(r->x));
 }
 
 Tensor *op_pair_scores(Ctx *c, Tensor *f, Tensor *q, const int32_t *img, const int32_t *txt, int64_t n) {
-    CHECK(f->ndim == 3 && q->ndim == 2 && last_dim(f) == last_dim(q), "pair scores: widths %" PRId64 " and %" PRId64,
-          last_dim(f), last_dim(q));
+    CHECK(f->ndim == 3 && q->ndim == 2 && last_dim(f) == last_dim(q),
+          "pair scores: widths %" PRId64 " and %" PRId64, last_dim(f), last_dim(q));
     for (int64_t i = 0; i < n; i++)
         CHECK(img[i] >= 0 && img[i] < f->shape[0] && txt[i] >= 0 && txt[i] < q->shape[0],
-              "pair %" PRId64 ": image %d of %" PRId64 ", text %d of %" PRId64, i, img[i], f->shape[0], txt[i], q->shape[0]);
+              "pair %" PRId64 ": image %d of %" PRId64 ", text %d of %" PRId64, i, img[i], f->shape[0],
+              txt[i], q->shape[0]);
     Tensor *y = TENSOR(c, f->dtype, n, f->shape[1]);
     const int32_t *dimg = ctx_upload(c, img, (size_t)n * 4), *dtxt = ctx_upload(c, txt, (size_t)n * 4);
     K->pair_scores_fwd(S, f->dtype, y->data, f->data, q->data, dimg, dtxt, n, f->shape[1], last_dim(f));
     if (taped(c, f) || taped(c, q))
-        tape_push(c, pair_backward, SAVE(c, Rows, .y = y, .x = f, .x2 = q, .idx = dimg, .idx2 = dtxt, .n = n), y);
+        tape_push(c, pair_backward, SAVE(c, Rows, .y = y, .x = f, .x2 = q, .idx = dimg, .idx2 = dtxt, .n = n),
+                  y);
     return y;
 }
 
-Tensor *op_image_patches(Ctx *c, const ImageView *image, const Rect *rect, const int (*size)[2], const PatchSpec *spec,
-                         int64_t B) {
-    Tensor *y = TENSOR(c, F32, B, (int64_t)spec->grid_h * spec->grid_w, 3 * (int64_t)spec->patch * spec->patch);
+Tensor *op_image_patches(Ctx *c, const ImageView *image, const Rect *rect, const int (*size)[2],
+                         const PatchSpec *spec, int64_t B) {
+    Tensor *y =
+        TENSOR(c, F32, B, (int64_t)spec->grid_h * spec->grid_w, 3 * (int64_t)spec->patch * spec->patch);
     K->image_patches(S, F32, y->data, image, rect, size, spec, B);
     return y;
 }
 
 /* ---- losses --------------------------------------------------------------------------------------- */
 
-typedef struct Loss { Tensor *x; void *dx; } Loss;
+typedef struct Loss {
+    Tensor *x;
+    void *dx;
+} Loss;
 
 /* The forward has already written dx: the backward only hands it on. */
 static void loss_backward(Ctx *c, void *saved) {
@@ -463,9 +505,10 @@ Tensor *op_ce_loss(Ctx *c, Tensor *x, const int32_t *label, const float *weight,
     Tensor *rows = loss_begin(c, x, &dx);
     int64_t n = rows_of(x);
     for (int64_t i = 0; i < n; i++)
-        CHECK(label[i] >= -1 && label[i] < last_dim(x), "label %d of %" PRId64 " answers", label[i], last_dim(x));
-    K->ce_loss(S, x->dtype, rows->data, dx, x->data, ctx_upload(c, label, (size_t)n * 4), ctx_upload(c, weight, (size_t)n * 4),
-               smoothing, n, last_dim(x));
+        CHECK(label[i] >= -1 && label[i] < last_dim(x), "label %d of %" PRId64 " answers", label[i],
+              last_dim(x));
+    K->ce_loss(S, x->dtype, rows->data, dx, x->data, ctx_upload(c, label, (size_t)n * 4),
+               ctx_upload(c, weight, (size_t)n * 4), smoothing, n, last_dim(x));
     return rows;
 }
 
@@ -482,18 +525,19 @@ Tensor *op_focal_loss(Ctx *c, Tensor *x, const float *target, const float *weigh
     void *dx;
     Tensor *rows = loss_begin(c, x, &dx);
     size_t bytes = (size_t)numel(x) * 4;
-    K->focal_loss(S, x->dtype, rows->data, dx, x->data, ctx_upload(c, target, bytes), ctx_upload(c, weight, bytes), alpha,
-                  gamma, rows_of(x), last_dim(x));
+    K->focal_loss(S, x->dtype, rows->data, dx, x->data, ctx_upload(c, target, bytes),
+                  ctx_upload(c, weight, bytes), alpha, gamma, rows_of(x), last_dim(x));
     return rows;
 }
 
-Tensor *op_box_loss(Ctx *c, Tensor *box, const float *target, const float *weight, float w_l1, float w_giou, bool corners) {
+Tensor *op_box_loss(Ctx *c, Tensor *box, const float *target, const float *weight, float w_l1, float w_giou,
+                    bool corners) {
     CHECK(last_dim(box) == 4 && box->dtype == F32, "boxes have %" PRId64 " values", last_dim(box));
     void *dx;
     Tensor *rows = loss_begin(c, box, &dx);
     int64_t n = rows_of(box);
-    K->box_loss(S, rows->data, dx, box->data, ctx_upload(c, target, (size_t)n * 16), ctx_upload(c, weight, (size_t)n * 4), w_l1,
-                w_giou, corners, n);
+    K->box_loss(S, rows->data, dx, box->data, ctx_upload(c, target, (size_t)n * 16),
+                ctx_upload(c, weight, (size_t)n * 4), w_l1, w_giou, corners, n);
     return rows;
 }
 

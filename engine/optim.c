@@ -19,7 +19,8 @@ static int segments(const ParamSet *ps, const OptimConfig *cfg, float factor, Ad
         if (p->lr_scale == 0) continue;
         bool decay = p->kind == PARAM_WEIGHT || p->kind == PARAM_EMBEDDING;
         AdamSegment s = {p->at, p->at + p->n, cfg->lr * factor * p->lr_scale, decay ? cfg->weight_decay : 0};
-        if (n && seg[n - 1].lr == s.lr && seg[n - 1].weight_decay == s.weight_decay && seg[n - 1].end + 16 > s.begin)
+        if (n && seg[n - 1].lr == s.lr && seg[n - 1].weight_decay == s.weight_decay &&
+            seg[n - 1].end + 16 > s.begin)
             seg[n - 1].end = s.end;
         else
             seg[n++] = s;
@@ -36,7 +37,8 @@ bool optim_step(ParamSet *ps, const OptimConfig *cfg, int64_t step, double *norm
         for (int i = 0; i < ps->n; i++) {
             k->sum_squares(ps->dev->main, F32, &sum, ps->grad + ps->param[i]->at, ps->param[i]->n);
             if (!isfinite(sum))
-                return fail_as(e, FAIL_NUMERIC, "step %" PRId64 ": the gradient of %s is not finite", step, ps->param[i]->name);
+                return fail_as(e, FAIL_NUMERIC, "step %" PRId64 ": the gradient of %s is not finite", step,
+                               ps->param[i]->name);
         }
         return fail_as(e, FAIL_NUMERIC, "step %" PRId64 ": the gradient's norm overflows", step);
     }
@@ -44,7 +46,8 @@ bool optim_step(ParamSet *ps, const OptimConfig *cfg, int64_t step, double *norm
     size_t mark = arena_mark(ps->arena);
     AdamSegment *seg = arena_alloc(ps->arena, (size_t)ps->n * sizeof *seg);
     int n = segments(ps, cfg, schedule_factor(cfg, step), seg);
-    k->adamw(ps->dev->main, ps->value, ps->m, ps->v, ps->grad, seg, n, cfg->beta1, cfg->beta2, cfg->eps, scale, ++ps->step);
+    k->adamw(ps->dev->main, ps->value, ps->m, ps->v, ps->grad, seg, n, cfg->beta1, cfg->beta2, cfg->eps,
+             scale, ++ps->step);
     arena_reset(ps->arena, mark);
     params_zero_grad(ps);
     return true;

@@ -26,9 +26,11 @@ static void view_add(ParamSet *ps, Tensor *t, int64_t at) {
 /* One declaration at the current end of the buffer, without a gap. */
 static Param *declare(ParamSet *ps, ParamKind kind, int ndim, const int64_t *shape, const char *name) {
     Param *p = ARENA_NEW(ps->arena, Param, 1);
-    *p = (Param){.name = arena_strdup(ps->arena, name, strlen(name)), .kind = kind, .at = ps->total, .lr_scale = 1};
+    *p = (Param){
+        .name = arena_strdup(ps->arena, name, strlen(name)), .kind = kind, .at = ps->total, .lr_scale = 1};
     p->scalar = ndim == 0;
-    p->t = (Tensor){.ndim = MAX(ndim, 1), .dtype = F32, .name = p->name, .shape = {1}}; /* a scalar is one value */
+    p->t = (Tensor){
+        .ndim = MAX(ndim, 1), .dtype = F32, .name = p->name, .shape = {1}}; /* a scalar is one value */
     for (int i = 0; i < ndim; i++) p->t.shape[i] = shape[i];
     p->n = numel(&p->t);
     GROW(ps->param, ps->cap, ps->n + 1);
@@ -50,8 +52,8 @@ Param *param_new(ParamSet *ps, ParamKind kind, int ndim, const int64_t *shape, c
     return declare(ps, kind, ndim, shape, buf);
 }
 
-Tensor *param_fused(ParamSet *ps, ParamKind kind, int count, int ndim, const int64_t *shape, const char *prefix,
-                    const char *const *names, const char *suffix) {
+Tensor *param_fused(ParamSet *ps, ParamKind kind, int count, int ndim, const int64_t *shape,
+                    const char *prefix, const char *const *names, const char *suffix) {
     align(ps);
     Tensor *f = ARENA_NEW(ps->arena, Tensor, 1);
     int64_t at = ps->total;
@@ -195,14 +197,15 @@ bool params_load(ParamSet *ps, const SafeTensors *st, const char *path, Error *e
         const StTensor *t = st_find(st, sorted[i]->name);
         if (!t) {
             wrong++;
-            list_add(list, sizeof list, "; missing %s %s", sorted[i]->name, shape_text(&sorted[i]->t, text, sizeof text));
+            list_add(list, sizeof list, "; missing %s %s", sorted[i]->name,
+                     shape_text(&sorted[i]->t, text, sizeof text));
         } else if (!shape_matches(sorted[i], t)) {
             wrong++;
             Tensor got = {.ndim = MIN(MAX(t->ndim, 1), MAX_DIMS), .shape = {1}};
             for (int d = 0; d < MIN(t->ndim, MAX_DIMS); d++) got.shape[d] = t->shape[d];
             char have[128];
-            list_add(list, sizeof list, "; %s is %s, expected %s", t->name, shape_text(&got, have, sizeof have),
-                     shape_text(&sorted[i]->t, text, sizeof text));
+            list_add(list, sizeof list, "; %s is %s, expected %s", t->name,
+                     shape_text(&got, have, sizeof have), shape_text(&sorted[i]->t, text, sizeof text));
         }
     }
     for (int i = 0; i < st->ntensors; i++) {
@@ -216,7 +219,8 @@ bool params_load(ParamSet *ps, const SafeTensors *st, const char *path, Error *e
     }
     free(sorted);
     if (wrong)
-        return fail_as(e, FAIL_MODEL, "%s does not fit the model's config.json, %d tensors are wrong%s", path, wrong, list);
+        return fail_as(e, FAIL_MODEL, "%s does not fit the model's config.json, %d tensors are wrong%s", path,
+                       wrong, list);
     for (int i = 0; i < ps->n; i++) {
         Param *p = ps->param[i];
         float *buf = xcalloc((size_t)p->n, sizeof *buf);
@@ -233,7 +237,8 @@ static void resize_positions(float *out, int64_t gout, const float *in, int64_t 
     memcpy(out, in, (size_t)C * sizeof *out);
     for (int64_t y = 0; y < gout; y++)
         for (int64_t x = 0; x < gout; x++) {
-            float sy = gout > 1 ? (float)(y * (gin - 1)) / (float)(gout - 1) : 0, sx = gout > 1 ? (float)(x * (gin - 1)) / (float)(gout - 1) : 0;
+            float sy = gout > 1 ? (float)(y * (gin - 1)) / (float)(gout - 1) : 0,
+                  sx = gout > 1 ? (float)(x * (gin - 1)) / (float)(gout - 1) : 0;
             int64_t y0 = (int64_t)sy, x0 = (int64_t)sx, y1 = MIN(y0 + 1, gin - 1), x1 = MIN(x0 + 1, gin - 1);
             float fy = sy - (float)y0, fx = sx - (float)x0, *o = out + (1 + y * gout + x) * C;
             const float *p = in + C;
@@ -258,10 +263,14 @@ int params_grow(ParamSet *ps, const SafeTensors *st, const char *const *silent) 
         float *out = xcalloc((size_t)p->n + 1, sizeof *out), *in = xcalloc((size_t)n + 1, sizeof *in);
         bool use = false;
         if (t && st_to_f32(in, t, NULL)) {
-            int64_t gin = strstr(p->name, "position") && t->ndim && t->shape[t->ndim - 1] == C ? position_grid(n, C) : 0;
+            int64_t gin = strstr(p->name, "position") && t->ndim && t->shape[t->ndim - 1] == C
+                              ? position_grid(n, C)
+                              : 0;
             int64_t gout = position_grid(p->n, C);
-            if (shape_matches(p, t)) memcpy(out, in, (size_t)n * sizeof *out), use = true;
-            else if (gin && gout) resize_positions(out, gout, in, gin, C), use = true;
+            if (shape_matches(p, t))
+                memcpy(out, in, (size_t)n * sizeof *out), use = true;
+            else if (gin && gout)
+                resize_positions(out, gout, in, gin, C), use = true;
         } else {
             for (const char *const *s = silent; *s; s++) use |= strstr(p->name, *s) != NULL; /* out is zero */
         }
@@ -274,8 +283,8 @@ int params_grow(ParamSet *ps, const SafeTensors *st, const char *const *silent) 
 }
 
 /* One safetensors file of `count` flat buffers, names[k] put before each parameter's name. */
-static bool save_buffers(const ParamSet *ps, const char *path, float *const *buffer, const char *const *names, int count,
-                         const char *const (*meta)[2], int nmeta, Error *e) {
+static bool save_buffers(const ParamSet *ps, const char *path, float *const *buffer, const char *const *names,
+                         int count, const char *const (*meta)[2], int nmeta, Error *e) {
     int n = ps->n * count;
     StTensor *st = xcalloc((size_t)n, sizeof *st);
     char *text = xcalloc((size_t)n, 320);
@@ -288,7 +297,11 @@ static bool save_buffers(const ParamSet *ps, const char *path, float *const *buf
             char *name = text + ((size_t)k * (size_t)ps->n + (size_t)i) * 320;
             snprintf(name, 320, "%s%s", names[k], p->name);
             StTensor *t = &st[k * ps->n + i];
-            *t = (StTensor){.name = name, .dtype = ST_F32, .ndim = p->scalar ? 0 : p->t.ndim, .data = h + p->at, .bytes = (size_t)p->n * 4};
+            *t = (StTensor){.name = name,
+                            .dtype = ST_F32,
+                            .ndim = p->scalar ? 0 : p->t.ndim,
+                            .data = h + p->at,
+                            .bytes = (size_t)p->n * 4};
             memcpy(t->shape, p->t.shape, sizeof p->t.shape);
         }
     }
@@ -318,8 +331,10 @@ bool params_load_moments(ParamSet *ps, const char *path, Error *e) {
     const char *step = st_metadata(&st, "step");
     char *end;
     int64_t steps = step ? strtoll(step, &end, 10) : 0;
-    if (!step) ok = fail_as(e, FAIL_MODEL, "%s: no step in the metadata: not an optimizer state", path);
-    else if (*step < '0' || *step > '9' || *end) ok = fail_as(e, FAIL_MODEL, "%s: the metadata's step is \"%.40s\"", path, step);
+    if (!step)
+        ok = fail_as(e, FAIL_MODEL, "%s: no step in the metadata: not an optimizer state", path);
+    else if (*step < '0' || *step > '9' || *end)
+        ok = fail_as(e, FAIL_MODEL, "%s: the metadata's step is \"%.40s\"", path, step);
     for (int i = 0; ok && i < ps->n; i++) {
         Param *p = ps->param[i];
         for (int k = 0; ok && k < 2; k++) {
@@ -327,7 +342,8 @@ bool params_load_moments(ParamSet *ps, const char *path, Error *e) {
             snprintf(name, sizeof name, "%s%s", k ? "v." : "m.", p->name);
             const StTensor *t = st_find(&st, name);
             if (!t || t->dtype != ST_F32 || st_numel(t) != p->n)
-                ok = fail_as(e, FAIL_MODEL, "%s: %s of %" PRId64 " values is %s", path, name, p->n, t ? "of another size" : "missing");
+                ok = fail_as(e, FAIL_MODEL, "%s: %s of %" PRId64 " values is %s", path, name, p->n,
+                             t ? "of another size" : "missing");
             else
                 ps->dev->upload(ps->dev, (k ? ps->v : ps->m) + p->at, t->data, t->bytes);
         }

@@ -37,20 +37,29 @@ bool run_not_finite(Run *r, ParamSet *const *set, int n, int64_t step, double lo
     for (int k = 0; k < n; k++)
         for (int i = 0; i < set[k]->n; i++)
             if (!is_finite(r, &set[k]->param[i]->t))
-                return fail_as(e, FAIL_NUMERIC, "step %" PRId64 ": the loss is %g; the first tensor that is not finite is the parameter %s", step, loss,
-                               set[k]->param[i]->name);
+                return fail_as(e, FAIL_NUMERIC,
+                               "step %" PRId64
+                               ": the loss is %g; the first tensor that is not finite is the parameter %s",
+                               step, loss, set[k]->param[i]->name);
     const TapeNode *first = NULL;
-    for (const TapeNode *t = r->tape.last; t; t = t->prev) /* the tape is read backwards: the last one found is the first */
+    for (const TapeNode *t = r->tape.last; t;
+         t = t->prev) /* the tape is read backwards: the last one found is the first */
         if (t->out && !is_finite(r, t->out)) first = t;
-    if (!first) return fail_as(e, FAIL_NUMERIC, "step %" PRId64 ": the loss is %g, of finite parameters and finite outputs", step, loss);
+    if (!first)
+        return fail_as(e, FAIL_NUMERIC,
+                       "step %" PRId64 ": the loss is %g, of finite parameters and finite outputs", step,
+                       loss);
     char shape[96];
     const TapeNode *layer = first;
     while (layer && !layer->out->name) { /* an op without parameters: the nearest layer before it */
         do layer = layer->prev;
         while (layer && !layer->out);
     }
-    return fail_as(e, FAIL_NUMERIC, "step %" PRId64 ": the loss is %g; the first tensor that is not finite is an output of shape %s %s %s", step, loss,
-                   shape_text(first->out, shape, sizeof shape), layer == first ? "of" : "after", layer ? layer->out->name : "the input");
+    return fail_as(e, FAIL_NUMERIC,
+                   "step %" PRId64
+                   ": the loss is %g; the first tensor that is not finite is an output of shape %s %s %s",
+                   step, loss, shape_text(first->out, shape, sizeof shape), layer == first ? "of" : "after",
+                   layer ? layer->out->name : "the input");
 }
 
 OptimConfig run_optim(const Config *cfg, double lr, int64_t steps) {

@@ -2,7 +2,9 @@
 #include "engine/sched.h"
 
 /* A module step that is ready. */
-typedef struct Pending { int job, step, answerer; } Pending;
+typedef struct Pending {
+    int job, step, answerer;
+} Pending;
 
 void sched_open(Sched *s, Answerer *const *answerer, int n) {
     *s = (Sched){.answerer = answerer, .nanswerers = n, .cache = true};
@@ -65,7 +67,8 @@ static void sort_pending(Pending *p, int64_t n, Arena *a) {
     for (int64_t run = 1; run < n; run *= 2) {
         for (int64_t begin = 0; begin < n; begin += 2 * run) {
             int64_t i = begin, mid = MIN(begin + run, n), k = mid, end = MIN(begin + 2 * run, n);
-            for (int64_t o = begin; o < end; o++) to[o] = k >= end || (i < mid && !before(&from[k], &from[i])) ? from[i++] : from[k++];
+            for (int64_t o = begin; o < end; o++)
+                to[o] = k >= end || (i < mid && !before(&from[k], &from[i])) ? from[i++] : from[k++];
         }
         Pending *t = from;
         from = to;
@@ -76,13 +79,17 @@ static void sort_pending(Pending *p, int64_t n, Arena *a) {
 }
 
 static uint64_t ask_hash(int answerer, const Ask *q) {
-    struct { uint64_t image; Rect rect; uint64_t text; } key = {q->image_id, q->rect, hash_bytes(q->query, strlen(q->query), (uint64_t)answerer)};
+    struct {
+        uint64_t image;
+        Rect rect;
+        uint64_t text;
+    } key = {q->image_id, q->rect, hash_bytes(q->query, strlen(q->query), (uint64_t)answerer)};
     return hash_bytes(&key, sizeof key, 0);
 }
 
 static bool same_ask(const Question *q, int answerer, const Ask *b) {
-    return q->answerer == answerer && q->ask.image_id == b->image_id && !memcmp(&q->ask.rect, &b->rect, sizeof b->rect) &&
-           !strcmp(q->ask.query, b->query);
+    return q->answerer == answerer && q->ask.image_id == b->image_id &&
+           !memcmp(&q->ask.rect, &b->rect, sizeof b->rect) && !strcmp(q->ask.query, b->query);
 }
 
 static void rehash(Sched *s) {
@@ -90,7 +97,8 @@ static void rehash(Sched *s) {
     s->slot = xrealloc(s->slot, (size_t)s->nslots, sizeof *s->slot);
     for (int64_t i = 0; i < s->nslots; i++) s->slot[i] = -1;
     for (int64_t q = 0; q < s->nquestions; q++) {
-        int64_t i = (int64_t)(ask_hash(s->question[q].answerer, &s->question[q].ask) & (uint64_t)(s->nslots - 1));
+        int64_t i =
+            (int64_t)(ask_hash(s->question[q].answerer, &s->question[q].ask) & (uint64_t)(s->nslots - 1));
         while (s->slot[i] >= 0) i = (i + 1) & (s->nslots - 1);
         s->slot[i] = q;
     }
@@ -173,7 +181,8 @@ void sched_run(Sched *s, Ctx *c, Job *job, int njobs, Arena *a) {
             s->record[s->nrecords++] = (StepRecord){wave[k].job, wave[k].step, (int)question[k]};
             j->vars[st->out] = s->question[question[k]].answer.value;
             for (int u = 0; u < st->nusers && !j->failed; u++)
-                if (!--left[wave[k].job][st->users[u]]) advance(s, j, wave[k].job, st->users[u], left[wave[k].job], stack, a);
+                if (!--left[wave[k].job][st->users[u]])
+                    advance(s, j, wave[k].job, st->users[u], left[wave[k].job], stack, a);
         }
     }
 }

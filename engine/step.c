@@ -46,7 +46,8 @@ static double retain_loss(Distiller *d, Student *s, int64_t step, Error *e) {
     Ask *ask;
     int n = train_asks(&s->replay, b, cfg->train.per_image, (uint64_t)step, &d->run.host, &item, &ask);
     if (!n) return 0;
-    for (int i = 0; i < n; i++) ask[i].image_id += UINT64_C(1) << 62; /* another dataset: its ids must not meet the task's */
+    for (int i = 0; i < n; i++)
+        ask[i].image_id += UINT64_C(1) << 62; /* another dataset: its ids must not meet the task's */
     Outputs was, is;
     c->tape = NULL;
     module_begin(s->start);
@@ -55,7 +56,8 @@ static double retain_loss(Distiller *d, Student *s, int64_t step, Error *e) {
     module_forward(s->module, c, ask, n, &is);
     const float *old = to_host(c, was.logits);
     int64_t V = was.logits->shape[1];
-    float *w = arena_alloc(&d->run.host, (size_t)n * sizeof *w), *p = arena_alloc(&d->run.host, (size_t)(n * V) * sizeof *p);
+    float *w = arena_alloc(&d->run.host, (size_t)n * sizeof *w),
+          *p = arena_alloc(&d->run.host, (size_t)(n * V) * sizeof *p);
     for (int i = 0; i < n; i++) w[i] = (float)(cfg->distill.retain / n);
     if (!was.boxes && !module_multi_label(s->module))
         return loss_value(c, op_kl_loss(c, is.logits, old, w, (float)cfg->distill.temperature));
@@ -63,7 +65,8 @@ static double retain_loss(Distiller *d, Student *s, int64_t step, Error *e) {
     double loss = loss_value(c, op_bce_loss(c, is.logits, p, w, 1));
     if (!was.boxes) return loss;
     float *bw = arena_alloc(&d->run.host, (size_t)(n * V) * sizeof *bw);
-    for (int64_t i = 0; i < n * V; i++) bw[i] = p[i] > LOC_THRESHOLD ? w[i / V] : 0; /* boxes that the start would report */
+    for (int64_t i = 0; i < n * V; i++)
+        bw[i] = p[i] > LOC_THRESHOLD ? w[i / V] : 0; /* boxes that the start would report */
     Tensor *box = RESHAPE(c, is.boxes, n * V, 4);
     return loss + loss_value(c, op_box_loss(c, box, to_host(c, was.boxes), bw, 1, 0, false));
 }
@@ -89,7 +92,8 @@ static bool update(Student *s, bool learnt, int64_t step, double *norm, Error *e
 /* ---- the trace ------------------------------------------------------------------------------------ */
 
 /* One line for each module step that the programs took, with the label that was (or would have been) learnt from. */
-static bool write_trace(Distiller *d, int64_t step, const Sample *const *sample, const Labelling *l, Error *e) {
+static bool write_trace(Distiller *d, int64_t step, const Sample *const *sample, const Labelling *l,
+                        Error *e) {
     enum { TOP = 5 };
     const Module *m = d->vqa.module;
     for (int64_t i = 0; i < d->sched.nrecords; i++) {
@@ -110,12 +114,26 @@ static bool write_trace(Distiller *d, int64_t step, const Sample *const *sample,
             const Boxes *one = verified_boxes(b, k + 1, q->ask.rect, &d->run.host).boxes;
             if (yes > 0.5f && trace_box(&box[nbox], one, k, d->loc.answerer.strict)) nbox++;
         }
-        TraceStep line = {.update = step, .image = d->data.images.path[q->ask.image_id], .rect = q->ask.rect,
-                          .module = b->is_loc ? "LOC" : "VQA", .query = q->ask.query, .answer = ntop ? names[0] : NULL,
-                          .soft_answer = names, .soft_prob = probs, .nsoft = ntop, .boxes = box, .nboxes = nbox, .weight = 1,
-                          .student = &b->student, .teacher = &b->teacher, .strict = d->loc.answerer.strict, .kept = kept,
-                          .why = kept ? NULL : verdict_names[l->verdict[i]], .program = sample[r->job]->id,
-                          .question = sample[r->job]->question, .step = r->step};
+        TraceStep line = {.update = step,
+                          .image = d->data.images.path[q->ask.image_id],
+                          .rect = q->ask.rect,
+                          .module = b->is_loc ? "LOC" : "VQA",
+                          .query = q->ask.query,
+                          .answer = ntop ? names[0] : NULL,
+                          .soft_answer = names,
+                          .soft_prob = probs,
+                          .nsoft = ntop,
+                          .boxes = box,
+                          .nboxes = nbox,
+                          .weight = 1,
+                          .student = &b->student,
+                          .teacher = &b->teacher,
+                          .strict = d->loc.answerer.strict,
+                          .kept = kept,
+                          .why = kept ? NULL : verdict_names[l->verdict[i]],
+                          .program = sample[r->job]->id,
+                          .question = sample[r->job]->question,
+                          .step = r->step};
         if (!trace_step(d->trace, &line, e)) return false;
     }
     return true;
@@ -163,18 +181,25 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
 
 /* ---- opening -------------------------------------------------------------------------------------- */
 
-static bool student_open(Distiller *d, Student *s, const char *step, const char *folder, double lr, Error *e) {
+static bool student_open(Distiller *d, Student *s, const char *step, const char *folder, double lr,
+                         Error *e) {
     const Config *cfg = d->cfg;
-    if (!*folder) return fail_as(e, FAIL_CONFIG, "model.%s is empty; name the folder of the %s module", strcmp(step, "LOC") ? "vqa" : "loc", step);
+    if (!*folder)
+        return fail_as(e, FAIL_CONFIG, "model.%s is empty; name the folder of the %s module",
+                       strcmp(step, "LOC") ? "vqa" : "loc", step);
     if (!(s->module = module_open_for(step, folder, d->run.dev, MODULE_TRAINED, e))) return false;
     module_answerer(&s->answerer, s->module, cfg->distill.batch);
     s->answerer.threshold = (float)cfg->model.loc_threshold;
     s->optim = run_optim(cfg, lr, cfg->distill.steps);
     if (!*cfg->distill.replay_dir || cfg->distill.retain == 0) return true;
     DatasetConfig dc = {.type = "steps", .dir = cfg->distill.replay_dir, .split = "train", .max_bad = 100};
-    LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed, .batch = MAX(1, cfg->distill.replay_batch / cfg->train.per_image), .shuffle = true,
-                       .max_bad_percent = (float)cfg->data.max_bad_percent, .batch_bytes = (size_t)256 << 20};
-    return trainset_open(&s->replay, &dc, s->module, e) && (s->replay_loader = loader_open(&s->replay.by_image, &lc, e)) &&
+    LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed,
+                       .batch = MAX(1, cfg->distill.replay_batch / cfg->train.per_image),
+                       .shuffle = true,
+                       .max_bad_percent = (float)cfg->data.max_bad_percent,
+                       .batch_bytes = (size_t)256 << 20};
+    return trainset_open(&s->replay, &dc, s->module, e) &&
+           (s->replay_loader = loader_open(&s->replay.by_image, &lc, e)) &&
            (s->start = module_open_for(step, folder, d->run.dev, MODULE_FROZEN, e));
 }
 
@@ -193,7 +218,9 @@ bool programs_parse(const Dataset *d, const Dialect *dialect, Program ***out, Ar
         Error e = {0};
         size_t mark = arena_mark(a);
         p[i] = arena_alloc(a, sizeof **p);
-        if (s->program ? program_parse(p[i], a, dialect, s->program, strlen(s->program), &e) : fail(&e, "it has no program")) continue;
+        if (s->program ? program_parse(p[i], a, dialect, s->program, strlen(s->program), &e)
+                       : fail(&e, "it has no program"))
+            continue;
         if (!(*bad)++) warn("question %s: %s", s->id, e.text);
         arena_reset(a, mark);
         p[i] = NULL;
@@ -205,15 +232,22 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
     *d = (Distiller){.cfg = cfg, .learn = true};
     run_open(&d->run, cfg);
     arena_open(&d->programs, "programs", NULL, (size_t)8 << 30);
-    DatasetConfig dc = {.type = cfg->data.kind, .dir = cfg->data.dir, .split = cfg->data.split, .limit = cfg->data.limit, .max_bad = 100};
+    DatasetConfig dc = {.type = cfg->data.kind,
+                        .dir = cfg->data.dir,
+                        .split = cfg->data.split,
+                        .limit = cfg->data.limit,
+                        .max_bad = 100};
     bool nlvr = !strcmp(cfg->data.kind, "nlvr2");
     int64_t bad;
     d->style = nlvr ? ANSWER_TRUE_FALSE : ANSWER_YES_NO;
-    if (!student_open(d, &d->vqa, "VQA", cfg->model.vqa, cfg->distill.lr_vqa, e) || !student_open(d, &d->loc, "LOC", cfg->model.loc, cfg->distill.lr_loc, e) ||
-        !teacher_open(&d->teacher, cfg->model.teacher, d->vqa.module, !nlvr, d->run.dev, e) || !dataset_open(&d->data, &dc, e))
+    if (!student_open(d, &d->vqa, "VQA", cfg->model.vqa, cfg->distill.lr_vqa, e) ||
+        !student_open(d, &d->loc, "LOC", cfg->model.loc, cfg->distill.lr_loc, e) ||
+        !teacher_open(&d->teacher, cfg->model.teacher, d->vqa.module, !nlvr, d->run.dev, e) ||
+        !dataset_open(&d->data, &dc, e))
         return false;
     if (!programs_parse(&d->data, nlvr ? &dialect_nlvr : &dialect_gqa, &d->program, &d->programs, &bad))
-        return fail_as(e, FAIL_DATA, "%s: none of its %" PRId64 " questions has a program that parses", cfg->data.dir, d->data.nsamples);
+        return fail_as(e, FAIL_DATA, "%s: none of its %" PRId64 " questions has a program that parses",
+                       cfg->data.dir, d->data.nsamples);
     d->teacher.attributes = cfg->distill.verify == VERIFY_WORDS;
     d->teacher.max_candidates = MIN(cfg->distill.candidates, MAX_CANDIDATES);
     guided_answerer(&d->vqa.guided, &d->vqa.answerer, &d->teacher, cfg->distill.steer == STEER_TEACHER);

@@ -11,7 +11,8 @@ static int find_label(const Module *m, const char *text) {
     return -1;
 }
 
-bool teacher_open(Teacher *t, const char *folder, const Module *student_vqa, bool verify, Device *dev, Error *e) {
+bool teacher_open(Teacher *t, const char *folder, const Module *student_vqa, bool verify, Device *dev,
+                  Error *e) {
     *t = (Teacher){.max_batch = 128, .max_candidates = 8, .floor = 0.02f, .grow = 1.4f, .attributes = true};
     if (!(t->vqa = module_open_for("VQA", folder, dev, MODULE_FROZEN, e))) return fail_in(e, "teacher");
     t->yes = find_label(t->vqa, "yes");
@@ -22,7 +23,8 @@ bool teacher_open(Teacher *t, const char *folder, const Module *student_vqa, boo
         return false;
     }
     t->to_student = xcalloc((size_t)t->vqa->nlabels, sizeof *t->to_student);
-    for (int i = 0; i < t->vqa->nlabels; i++) t->to_student[i] = student_vqa ? find_label(student_vqa, t->vqa->label[i]) : -1;
+    for (int i = 0; i < t->vqa->nlabels; i++)
+        t->to_student[i] = student_vqa ? find_label(student_vqa, t->vqa->label[i]) : -1;
     return true;
 }
 
@@ -84,7 +86,8 @@ static void label_vqa(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, Answ
 static Rect shown(Rect crop, Rect box, float grow) {
     float cx = 0.5f * (float)(box.x0 + box.x1), cy = 0.5f * (float)(box.y0 + box.y1);
     float hw = MAX(0.5f * grow * (float)rect_w(box), 4), hh = MAX(0.5f * grow * (float)rect_h(box), 4);
-    Rect r = {crop.x0 + (int)(cx - hw), crop.y0 + (int)(cy - hh), crop.x0 + (int)(cx + hw), crop.y0 + (int)(cy + hh)};
+    Rect r = {crop.x0 + (int)(cx - hw), crop.y0 + (int)(cy - hh), crop.x0 + (int)(cx + hw),
+              crop.y0 + (int)(cy + hh)};
     r = (Rect){MAX(r.x0, crop.x0), MAX(r.y0, crop.y0), MIN(r.x1, crop.x1), MIN(r.y1, crop.y1)};
     if (r.x1 <= r.x0) r.x0 = MIN(r.x0, crop.x1 - 1), r.x1 = r.x0 + 1; /* a box on the very edge */
     if (r.y1 <= r.y0) r.y0 = MIN(r.y0, crop.y1 - 1), r.y1 = r.y0 + 1;
@@ -120,8 +123,10 @@ static void find_leaders(Label *l) {
         for (int k = 0; k < l->nleaders && lead < 0; k++)
             if (rect_iou(l->candidate[k].box, sorted[i].box) >= SAME_OBJECT_TAU) lead = k;
         sorted[i].leader = lead < 0 ? l->nleaders : lead;
-        if (lead < 0) l->candidate[l->nleaders++] = sorted[i];
-        else follower[nfollowers++] = sorted[i];
+        if (lead < 0)
+            l->candidate[l->nleaders++] = sorted[i];
+        else
+            follower[nfollowers++] = sorted[i];
     }
     memcpy(l->candidate + l->nleaders, follower, (size_t)nfollowers * sizeof *follower);
 }
@@ -130,25 +135,32 @@ static void find_leaders(Label *l) {
 
 /* A phrase is words that the teacher knows as answers: the last is what the thing is, those before are its attributes. Which
  * question a word answers need not be known: under the others its probability is near 0, so the largest counts. */
-static const char *const attribute_questions[] = {"What color is the %s?", "What pattern is on the %s?", "What size is the %s?"};
+static const char *const attribute_questions[] = {"What color is the %s?", "What pattern is on the %s?",
+                                                  "What size is the %s?"};
 enum { MAX_WORDS = 4, WORTH_ASKING = 4 /* 1/4: below this `yes`, a candidate is not it */ };
 
-typedef struct Word { int label, first, n; } Word; /* its questions in the list; label -1: not an answer, it says nothing */
+typedef struct Word {
+    int label, first, n;
+} Word; /* its questions in the list; label -1: not an answer, it says nothing */
 
 /* Adds the questions that the words of a phrase call for about one crop; returns the number of words. */
-static int word_questions(const Teacher *t, const Ask *crop, const char *phrase, Word *word, Ask *ask, int64_t *n, Arena *a) {
+static int word_questions(const Teacher *t, const Ask *crop, const char *phrase, Word *word, Ask *ask,
+                          int64_t *n, Arena *a) {
     char text[96], *save = NULL, *w[MAX_WORDS];
     int nwords = 0;
     snprintf(text, sizeof text, "%s", phrase);
-    for (char *p = strtok_r(text, " ", &save); p && nwords < MAX_WORDS; p = strtok_r(NULL, " ", &save)) w[nwords++] = p;
+    for (char *p = strtok_r(text, " ", &save); p && nwords < MAX_WORDS; p = strtok_r(NULL, " ", &save))
+        w[nwords++] = p;
     for (int i = 0; i < nwords; i++) {
         word[i] = (Word){find_label(t->vqa, w[i]), (int)*n, 0};
         if (word[i].label < 0) continue;
         bool noun = i == nwords - 1;
         for (int q = 0; q < (noun ? 1 : COUNT_OF(attribute_questions)); q++) {
             char question[160];
-            if (noun) snprintf(question, sizeof question, "What is this?");
-            else snprintf(question, sizeof question, attribute_questions[q], w[nwords - 1]);
+            if (noun)
+                snprintf(question, sizeof question, "What is this?");
+            else
+                snprintf(question, sizeof question, attribute_questions[q], w[nwords - 1]);
             ask[*n] = *crop;
             ask[(*n)++].query = arena_strdup(a, question, strlen(question));
             word[i].n++;
@@ -158,12 +170,13 @@ static int word_questions(const Teacher *t, const Ask *crop, const char *phrase,
 }
 
 /* Sharpens `yes` of the candidates worth it: the geometric mean with the product of the words' probabilities. */
-static void verify_words(Teacher *t, Ctx *c, const Ask *ask, int64_t n, const Ask *crop, Answer *answer, Arena *a) {
+static void verify_words(Teacher *t, Ctx *c, const Ask *ask, int64_t n, const Ask *crop, Answer *answer,
+                         Arena *a) {
     int VT = t->vqa->nlabels, most = MAX_WORDS * COUNT_OF(attribute_questions);
     int64_t ncrops = 0, nasks = 0, k = 0;
     for (int64_t i = 0; i < n; i++) ncrops += answer[i].label->ncandidates;
     Ask *list = arena_alloc(a, (size_t)(ncrops * most) * sizeof *list);
-    Word (*word)[MAX_WORDS] = arena_alloc(a, (size_t)ncrops * sizeof *word);
+    Word(*word)[MAX_WORDS] = arena_alloc(a, (size_t)ncrops * sizeof *word);
     int *nwords = ARENA_NEW(a, int, ncrops);
     for (int64_t i = 0; i < n; i++)
         for (int j = 0; j < answer[i].label->ncandidates; j++, k++)
@@ -177,7 +190,8 @@ static void verify_words(Teacher *t, Ctx *c, const Ask *ask, int64_t n, const As
             double product = 1;
             for (int w = 0; w < nwords[k]; w++) {
                 float best = word[k][w].label < 0 ? 1 : 0;
-                for (int q = word[k][w].first; q < word[k][w].first + word[k][w].n; q++) best = MAX(best, p[(int64_t)q * VT + word[k][w].label]);
+                for (int q = word[k][w].first; q < word[k][w].first + word[k][w].n; q++)
+                    best = MAX(best, p[(int64_t)q * VT + word[k][w].label]);
                 product *= (double)best;
             }
             float *yes = &answer[i].label->candidate[j].yes;
@@ -187,7 +201,8 @@ static void verify_words(Teacher *t, Ctx *c, const Ask *ask, int64_t n, const As
 
 static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
     Teacher *t = g->teacher;
-    int VT = t->vqa->nlabels, Q = (int)answer[0].out->logits->shape[1], K = MIN(t->max_candidates, MAX_CANDIDATES);
+    int VT = t->vqa->nlabels, Q = (int)answer[0].out->logits->shape[1],
+        K = MIN(t->max_candidates, MAX_CANDIDATES);
     const float *logits = to_host(c, answer[0].out->logits), *boxes = to_host(c, answer[0].out->boxes);
     float *score = arena_alloc(a, (size_t)Q * sizeof *score);
     Box *box = arena_alloc(a, (size_t)K * sizeof *box);
@@ -195,16 +210,20 @@ static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, Answ
     int64_t ncrops = 0;
     for (int64_t i = 0; i < n; i++) {
         Label *l = ARENA_NEW(a, Label, 1);
-        *l = (Label){.is_loc = true, .student = answer[i].value, .candidate = ARENA_NEW(a, Candidate, K), .confidence = 1};
+        *l = (Label){.is_loc = true,
+                     .student = answer[i].value,
+                     .candidate = ARENA_NEW(a, Candidate, K),
+                     .confidence = 1};
         for (int q = 0; q < Q; q++) score[q] = sigmoid(logits[i * Q + q]);
-        l->ncandidates = loc_postprocess(box, K, boxes + i * Q * 4, score, Q, rect_w(ask[i].rect), rect_h(ask[i].rect), t->floor,
-                                         CANDIDATE_TAU, g->student->strict, a);
+        l->ncandidates = loc_postprocess(box, K, boxes + i * Q * 4, score, Q, rect_w(ask[i].rect),
+                                         rect_h(ask[i].rect), t->floor, CANDIDATE_TAU, g->student->strict, a);
         char question[160];
         verify_question(question, sizeof question, ask[i].query);
         const char *text = arena_strdup(a, question, strlen(question));
         for (int k = 0; k < l->ncandidates; k++) {
             l->candidate[k] = (Candidate){box[k].rect, box[k].query, box[k].score, 0, k};
-            crop[ncrops++] = (Ask){ask[i].image, ask[i].image_id, shown(ask[i].rect, box[k].rect, t->grow), text};
+            crop[ncrops++] =
+                (Ask){ask[i].image, ask[i].image_id, shown(ask[i].rect, box[k].rect, t->grow), text};
         }
         answer[i].label = l;
     }
@@ -221,7 +240,8 @@ static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, Answ
     for (int64_t i = 0; i < n; i++) {
         Label *l = answer[i].label;
         find_leaders(l);
-        for (int k = 0; k < l->nleaders; k++) l->confidence = MIN(l->confidence, MAX(l->candidate[k].yes, 1 - l->candidate[k].yes));
+        for (int k = 0; k < l->nleaders; k++)
+            l->confidence = MIN(l->confidence, MAX(l->candidate[k].yes, 1 - l->candidate[k].yes));
         l->teacher = verified_boxes(l, -1, ask[i].rect, a);
     }
 }
@@ -230,7 +250,8 @@ Value verified_boxes(const Label *l, int n, Rect of, Arena *a) {
     if (n < 0)
         for (n = 0; n < l->nleaders && l->candidate[n].yes > 0.5f;) n++;
     Boxes *b = boxes_new(a, n, of);
-    for (int k = 0; k < n; k++) b->box[k] = (Box){l->candidate[k].box, l->candidate[k].yes, l->candidate[k].patch};
+    for (int k = 0; k < n; k++)
+        b->box[k] = (Box){l->candidate[k].box, l->candidate[k].yes, l->candidate[k].patch};
     return value_boxes(b);
 }
 
@@ -239,12 +260,15 @@ Value verified_boxes(const Label *l, int n, Rect of, Arena *a) {
 static void guided_answer(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
     GuidedAnswerer *g = (GuidedAnswerer *)self;
     g->student->base.answer(&g->student->base, c, ask, n, answer, a);
-    if (!strcmp(self->module, "VQA")) label_vqa(g, c, ask, n, answer, a);
-    else label_loc(g, c, ask, n, answer, a);
+    if (!strcmp(self->module, "VQA"))
+        label_vqa(g, c, ask, n, answer, a);
+    else
+        label_loc(g, c, ask, n, answer, a);
     if (g->steer_teacher)
         for (int64_t i = 0; i < n; i++) answer[i].value = answer[i].label->teacher;
 }
 
 void guided_answerer(GuidedAnswerer *g, ModuleAnswerer *student, Teacher *teacher, bool steer_teacher) {
-    *g = (GuidedAnswerer){{student->base.module, student->base.max_batch, guided_answer}, student, teacher, steer_teacher};
+    *g = (GuidedAnswerer){
+        {student->base.module, student->base.max_batch, guided_answer}, student, teacher, steer_teacher};
 }

@@ -44,25 +44,31 @@ bool trainset_open(TrainSet *t, const DatasetConfig *c, const Module *m, Error *
     int64_t cap = 0;
     for (int64_t i = 0; i < t->data.nsteps; i++) {
         const StepSample *s = &t->data.step[i];
-        if (s->is_loc == loc) add_item(t, &cap, m, (TrainItem){s->image, s->rect, s->query, -1, s}, s->answer);
+        if (s->is_loc == loc)
+            add_item(t, &cap, m, (TrainItem){s->image, s->rect, s->query, -1, s}, s->answer);
     }
     for (int64_t i = 0; !loc && i < t->data.nsamples; i++) {
         const Sample *s = &t->data.sample[i];
-        if (s->nimages == 1) add_item(t, &cap, m, (TrainItem){.image = s->image[0], .query = s->question, .label = -1}, s->answer);
+        if (s->nimages == 1)
+            add_item(t, &cap, m, (TrainItem){.image = s->image[0], .query = s->question, .label = -1},
+                     s->answer);
     }
-    if (t->unknown) warn("%s: %" PRId64 " answers are not among the model's and were left out", c->dir, t->unknown);
+    if (t->unknown)
+        warn("%s: %" PRId64 " answers are not among the model's and were left out", c->dir, t->unknown);
     if (!t->n) {
         trainset_close(t);
         return fail_as(e, FAIL_DATA, "%s: nothing there trains a %s module", c->dir, m->type->step);
     }
-    qsort(t->item, (size_t)t->n, sizeof *t->item, by_image); /* the comparison keeps the file's order within an image */
+    qsort(t->item, (size_t)t->n, sizeof *t->item,
+          by_image); /* the comparison keeps the file's order within an image */
     t->by_image = (Dataset){.type = t->data.type, .images = t->data.images};
     t->by_image.sample = xcalloc((size_t)t->n, sizeof *t->by_image.sample);
     t->first = xcalloc((size_t)t->n + 1, sizeof *t->first);
     for (int64_t i = 0; i < t->n; i++)
         if (!i || t->item[i].image != t->item[i - 1].image) {
             t->first[t->by_image.nsamples] = i;
-            t->by_image.sample[t->by_image.nsamples++] = (Sample){.image = {t->item[i].image, -1}, .nimages = 1};
+            t->by_image.sample[t->by_image.nsamples++] =
+                (Sample){.image = {t->item[i].image, -1}, .nimages = 1};
         }
     t->first[t->by_image.nsamples] = t->n;
     return true;
@@ -79,7 +85,8 @@ void trainset_close(TrainSet *t) {
 /* ---- one forward ---------------------------------------------------------------------------------- */
 
 /* Chooses up to k different calls of an image (a partial shuffle keyed by seed). */
-static int choose(const TrainSet *t, int64_t image_item, int k, uint64_t seed, const TrainItem **out, Arena *host) {
+static int choose(const TrainSet *t, int64_t image_item, int k, uint64_t seed, const TrainItem **out,
+                  Arena *host) {
     int64_t first = t->first[image_item], n = t->first[image_item + 1] - first;
     int64_t *order = arena_alloc(host, (size_t)n * sizeof *order);
     for (int64_t i = 0; i < n; i++) order[i] = i;
@@ -97,7 +104,7 @@ static int choose(const TrainSet *t, int64_t image_item, int k, uint64_t seed, c
 
 /* A step's boxes as (cx, cy, w, h) of its rectangle. */
 static LocTarget loc_target(const StepSample *s, Rect r, float weight, Arena *host) {
-    float (*box)[4] = arena_alloc(host, (size_t)s->nboxes * sizeof *box);
+    float(*box)[4] = arena_alloc(host, (size_t)s->nboxes * sizeof *box);
     float w = (float)rect_w(r), h = (float)rect_h(r);
     int n = 0;
     for (int k = 0; k < s->nboxes; k++) {
@@ -110,7 +117,8 @@ static LocTarget loc_target(const StepSample *s, Rect r, float weight, Arena *ho
         o[2] = (float)rect_w(b) / w;
         o[3] = (float)rect_h(b) / h;
     }
-    return (LocTarget){.nboxes = n, .box = (const float (*)[4])box, .negative_weight = 1, .weight = weight * s->weight};
+    return (LocTarget){
+        .nboxes = n, .box = (const float(*)[4])box, .negative_weight = 1, .weight = weight * s->weight};
 }
 
 static LocLossConfig loc_config(const Config *cfg) {
@@ -131,7 +139,8 @@ static Rect rect_of(const TrainItem *it, ImageView image) {
     return rect_w(r) > 0 && rect_h(r) > 0 ? r : all;
 }
 
-int train_asks(const TrainSet *t, const Batch *b, int per_image, uint64_t seed, Arena *host, const TrainItem ***items, Ask **asks) {
+int train_asks(const TrainSet *t, const Batch *b, int per_image, uint64_t seed, Arena *host,
+               const TrainItem ***items, Ask **asks) {
     const TrainItem **item = *items = arena_alloc(host, (size_t)(b->n * per_image + 1) * sizeof *item);
     Ask *ask = *asks = arena_alloc(host, (size_t)(b->n * per_image + 1) * sizeof *ask);
     int k = 0;
@@ -153,12 +162,14 @@ static Batch augmented(const Batch *b, float strength, uint64_t seed, Arena *hos
     }
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < b->nimages; i++)
-        augment_image((uint8_t *)image[i].rgb, b->image[i], hash_bytes(&b->image_id[i], sizeof *b->image_id, seed), strength);
+        augment_image((uint8_t *)image[i].rgb, b->image[i],
+                      hash_bytes(&b->image_id[i], sizeof *b->image_id, seed), strength);
     out.image = image;
     return out;
 }
 
-double train_forward(Run *r, Module *m, const TrainSet *t, const Batch *b, int per_image, uint64_t seed, int total, int *right, int *n, double parts[3]) {
+double train_forward(Run *r, Module *m, const TrainSet *t, const Batch *b, int per_image, uint64_t seed,
+                     int total, int *right, int *n, double parts[3]) {
     Ctx *c = &r->ctx;
     const Config *cfg = r->cfg;
     const TrainItem **item;
@@ -187,7 +198,8 @@ double train_forward(Run *r, Module *m, const TrainSet *t, const Batch *b, int p
         *right += argmax(logits + i * V, V) == label[i];
         if (item[i]->step) weight[i] *= item[i]->step->weight;
     }
-    if (!module_multi_label(m)) return loss_value(c, op_ce_loss(c, out.logits, label, weight, (float)cfg->train.label_smoothing));
+    if (!module_multi_label(m))
+        return loss_value(c, op_ce_loss(c, out.logits, label, weight, (float)cfg->train.label_smoothing));
     float *target = arena_zalloc(&r->host, (size_t)(k * V) * sizeof *target);
     for (int i = 0; i < k; i++) target[i * V + label[i]] = 1;
     return loss_value(c, op_bce_loss(c, out.logits, target, weight, 1));
@@ -240,7 +252,9 @@ bool train_eval(Run *r, Module *m, TrainSet *t, int64_t limit, double *score, Er
                     bool keep = sigmoid(s) > 0.05f;
                     for (int64_t q = 0; keep && q < P; q++) {
                         float sq = logits[j * P + q];
-                        if ((sq > s || (sq == s && q < p)) && box_iou(boxes + (j * P + p) * 4, boxes + (j * P + q) * 4) >= 0.5f) keep = false;
+                        if ((sq > s || (sq == s && q < p)) &&
+                            box_iou(boxes + (j * P + p) * 4, boxes + (j * P + q) * 4) >= 0.5f)
+                            keep = false;
                     }
                     if (!keep) continue;
                     pred[npred] = (ScoredBox){.item = item, .score = sigmoid(s)};
@@ -259,16 +273,28 @@ bool train_eval(Run *r, Module *m, TrainSet *t, int64_t limit, double *score, Er
 /* ---- the loop ------------------------------------------------------------------------------------- */
 
 /* One of the sets that a training draws from. */
-typedef struct Source { TrainSet set; Loader *loader; float augment; } Source;
+typedef struct Source {
+    TrainSet set;
+    Loader *loader;
+    float augment;
+} Source;
 
 /* Updates before `step` that took the second set: they are spread evenly, a function of the step's number alone. */
-static int64_t mixed_before(const Config *cfg, int64_t step) { return (int64_t)floor((double)step * cfg->data.mix_share + 1e-9); }
+static int64_t mixed_before(const Config *cfg, int64_t step) {
+    return (int64_t)floor((double)step * cfg->data.mix_share + 1e-9);
+}
 
-static bool source_open(Source *s, const Config *cfg, const DatasetConfig *dc, const Module *m, int64_t updates, float augment, Error *e) {
+static bool source_open(Source *s, const Config *cfg, const DatasetConfig *dc, const Module *m,
+                        int64_t updates, float augment, Error *e) {
     s->augment = augment;
-    LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed, .batch = MAX(1, cfg->train.batch / cfg->train.per_image), .workers = cfg->data.workers,
-                       .shuffle = true, .first_batch = updates * cfg->train.accumulate, .max_bad_percent = (float)cfg->data.max_bad_percent,
-                       .cache_bytes = (size_t)cfg->data.cache_mb << 20, .batch_bytes = (size_t)256 << 20};
+    LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed,
+                       .batch = MAX(1, cfg->train.batch / cfg->train.per_image),
+                       .workers = cfg->data.workers,
+                       .shuffle = true,
+                       .first_batch = updates * cfg->train.accumulate,
+                       .max_bad_percent = (float)cfg->data.max_bad_percent,
+                       .cache_bytes = (size_t)cfg->data.cache_mb << 20,
+                       .batch_bytes = (size_t)256 << 20};
     return trainset_open(&s->set, dc, m, e) && (s->loader = loader_open(&s->set.by_image, &lc, e));
 }
 
@@ -278,9 +304,13 @@ static void tell_skipped(const Source *s) {
     char causes[256] = "";
     for (int i = 0; i < LOADER_CAUSES; i++) {
         const size_t n = strlen(causes);
-        if (t->bad[i]) snprintf(causes + n, sizeof causes - n, "%s%" PRId64 " %s", n ? ", " : "", t->bad[i], loader_cause_names[i]);
+        if (t->bad[i])
+            snprintf(causes + n, sizeof causes - n, "%s%" PRId64 " %s", n ? ", " : "", t->bad[i],
+                     loader_cause_names[i]);
     }
-    if (*causes) warn("%s: of %" PRId64 " images asked for, %s were skipped", s->set.data.images.dir, t->images, causes);
+    if (*causes)
+        warn("%s: of %" PRId64 " images asked for, %s were skipped", s->set.data.images.dir, t->images,
+             causes);
 }
 
 static void source_close(Source *s) {
@@ -290,23 +320,33 @@ static void source_close(Source *s) {
 }
 
 /* What is told every run.log_every updates. */
-typedef struct Log { double since, loss, wait, parts[3]; /* LOC: class, L1, GIoU */ int64_t seen, right, steps; } Log;
+typedef struct Log {
+    double since, loss, wait, parts[3]; /* LOC: class, L1, GIoU */
+    int64_t seen, right, steps;
+} Log;
 
-static void log_line(Log *g, const Config *cfg, const Module *m, int64_t done, double norm, float lr, double wait) {
+static void log_line(Log *g, const Config *cfg, const Module *m, int64_t done, double norm, float lr,
+                     double wait) {
     double s = now_s() - g->since;
     char right[96] = "";
     double n = (double)g->steps;
-    if (m->nlabels) snprintf(right, sizeof right, "  right %.1f%%", g->seen ? 100.0 * (double)g->right / (double)g->seen : 0);
-    else snprintf(right, sizeof right, " (class %.3f, L1 %.3f, GIoU %.3f)", g->parts[0] / n, g->parts[1] / n, g->parts[2] / n);
-    info("step %" PRId64 "/%d  loss %.4f%s  |g| %.2f  lr %.2e  %.0f/s  wait %.0f%%", done, cfg->train.steps, g->loss / n, right,
-         norm, (double)lr, (double)g->seen / s, 100 * (wait - g->wait) / s);
+    if (m->nlabels)
+        snprintf(right, sizeof right, "  right %.1f%%",
+                 g->seen ? 100.0 * (double)g->right / (double)g->seen : 0);
+    else
+        snprintf(right, sizeof right, " (class %.3f, L1 %.3f, GIoU %.3f)", g->parts[0] / n, g->parts[1] / n,
+                 g->parts[2] / n);
+    info("step %" PRId64 "/%d  loss %.4f%s  |g| %.2f  lr %.2e  %.0f/s  wait %.0f%%", done, cfg->train.steps,
+         g->loss / n, right, norm, (double)lr, (double)g->seen / s, 100 * (wait - g->wait) / s);
     *g = (Log){.since = now_s(), .wait = wait};
 }
 
-static bool train_loop(Run *r, Module *m, Source *source, TrainSet *val, const CkptPart *part, const char *config_text, int64_t start, Error *e) {
+static bool train_loop(Run *r, Module *m, Source *source, TrainSet *val, const CkptPart *part,
+                       const char *config_text, int64_t start, Error *e) {
     const Config *cfg = r->cfg;
     OptimConfig oc = run_optim(cfg, cfg->train.lr, cfg->train.steps);
-    int per = cfg->train.per_image, acc = cfg->train.accumulate, total = MAX(1, cfg->train.batch / per) * per * acc;
+    int per = cfg->train.per_image, acc = cfg->train.accumulate,
+        total = MAX(1, cfg->train.batch / per) * per * acc;
     Log g = {.since = now_s()};
     double norm = 0;
     for (int64_t step = start; step < cfg->train.steps; step++) {
@@ -319,7 +359,8 @@ static bool train_loop(Run *r, Module *m, Source *source, TrainSet *val, const C
             size_t mark_step = arena_mark(&r->step), mark_host = arena_mark(&r->host);
             uint64_t seed = r->ctx.seed + (uint64_t)a;
             Batch changed = s->augment > 0 ? augmented(b, s->augment, seed, &r->host) : *b;
-            double parts[3] = {0}, loss = train_forward(r, m, &s->set, &changed, per, seed, total, &right, &k, parts);
+            double parts[3] = {0},
+                   loss = train_forward(r, m, &s->set, &changed, per, seed, total, &right, &k, parts);
             for (int i = 0; i < 3; i++) g.parts[i] += parts[i];
             if (!isfinite(loss)) return run_not_finite(r, (ParamSet *[]){&m->params}, 1, step, loss, e);
             tape_backward(&r->ctx);
@@ -334,11 +375,13 @@ static bool train_loop(Run *r, Module *m, Source *source, TrainSet *val, const C
         int64_t done = step + 1;
         bool last = done == cfg->train.steps;
         if (done % cfg->run.log_every == 0 || last)
-            log_line(&g, cfg, m, done, norm, oc.lr * schedule_factor(&oc, step), loader_stats(source[0].loader)->wait_s);
+            log_line(&g, cfg, m, done, norm, oc.lr * schedule_factor(&oc, step),
+                     loader_stats(source[0].loader)->wait_s);
         if (val && (done % cfg->train.eval_every == 0 || last)) {
             double score;
             if (!train_eval(r, m, val, 512, &score, e)) return false;
-            info("step %" PRId64 "  %s %s %.2f", done, cfg->data.val_split, m->nlabels ? "accuracy" : "AP50", score);
+            info("step %" PRId64 "  %s %s %.2f", done, cfg->data.val_split, m->nlabels ? "accuracy" : "AP50",
+                 score);
         }
         if ((cfg->train.save_every && done % cfg->train.save_every == 0) || last)
             if (!ckpt_save(cfg->run.out, done, part, 1, config_text, 2, e)) return false;
@@ -348,7 +391,8 @@ static bool train_loop(Run *r, Module *m, Source *source, TrainSet *val, const C
 
 /* A fresh larger model takes over what a smaller one has learnt. */
 static bool grow(Module *m, const char *folder, Error *e) {
-    static const char *const silent[] = {"attention.output.dense.", ".output.dense.", "self_attn.out_proj.", "mlp.fc2.", NULL};
+    static const char *const silent[] = {"attention.output.dense.", ".output.dense.", "self_attn.out_proj.",
+                                         "mlp.fc2.", NULL};
     char path[600];
     SafeTensors st;
     if (!path_join(path, sizeof path, folder, "model.safetensors", e) || !st_open(&st, path, e)) return false;
@@ -359,8 +403,11 @@ static bool grow(Module *m, const char *folder, Error *e) {
 }
 
 bool train_run(const Config *cfg, Error *e) {
-    const char *what = cfg->train.module, *folder = !strcmp(what, "loc") ? cfg->model.loc : !strcmp(what, "teacher") ? cfg->model.teacher : cfg->model.vqa;
-    if (!*folder) return fail_as(e, FAIL_CONFIG, "train: model.%s is empty; name the model folder to train", what);
+    const char *what = cfg->train.module, *folder = !strcmp(what, "loc")       ? cfg->model.loc
+                                                    : !strcmp(what, "teacher") ? cfg->model.teacher
+                                                                               : cfg->model.vqa;
+    if (!*folder)
+        return fail_as(e, FAIL_CONFIG, "train: model.%s is empty; name the model folder to train", what);
     Run r;
     run_open(&r, cfg);
     bool ok = false;
@@ -370,7 +417,11 @@ bool train_run(const Config *cfg, Error *e) {
     FILE *f = fmemopen(config_text, sizeof config_text, "w");
     config_print(f, cfg);
     fclose(f);
-    DatasetConfig dc = {.type = cfg->data.kind, .dir = cfg->data.dir, .split = cfg->data.split, .limit = cfg->data.limit, .max_bad = 100};
+    DatasetConfig dc = {.type = cfg->data.kind,
+                        .dir = cfg->data.dir,
+                        .split = cfg->data.split,
+                        .limit = cfg->data.limit,
+                        .max_bad = 100};
     DatasetConfig mc = dc, vc = dc;
     mc.type = cfg->data.mix_kind;
     mc.dir = cfg->data.mix_dir;
@@ -381,7 +432,8 @@ bool train_run(const Config *cfg, Error *e) {
         vc.type = cfg->data.val_kind;
     }
     bool has_val = cfg->train.eval_every && *cfg->data.val_split, mixed = cfg->data.mix_share > 0;
-    Module *m = module_open(folder, r.dev, MODULE_TRAINED, !cfg->train.from_scratch, (uint64_t)cfg->run.seed, e);
+    Module *m =
+        module_open(folder, r.dev, MODULE_TRAINED, !cfg->train.from_scratch, (uint64_t)cfg->run.seed, e);
     if (!m || !make_dirs(cfg->run.out, e)) goto done;
     CkptPart part = {what, m};
     int64_t start = 0;
@@ -394,10 +446,12 @@ bool train_run(const Config *cfg, Error *e) {
     }
     int64_t mix_updates = mixed_before(cfg, start);
     if (!source_open(&source[0], cfg, &dc, m, start - mix_updates, (float)cfg->train.augment, e) ||
-        (mixed && !source_open(&source[1], cfg, &mc, m, mix_updates, 0, e)) || (has_val && !trainset_open(&val, &vc, m, e)))
+        (mixed && !source_open(&source[1], cfg, &mc, m, mix_updates, 0, e)) ||
+        (has_val && !trainset_open(&val, &vc, m, e)))
         goto done;
-    info("%s: %" PRId64 " parameters; %" PRId64 " calls on %" PRId64 " images", folder, params_count(&m->params),
-         source[0].set.n + source[1].set.n, source[0].set.by_image.nsamples + source[1].set.by_image.nsamples);
+    info("%s: %" PRId64 " parameters; %" PRId64 " calls on %" PRId64 " images", folder,
+         params_count(&m->params), source[0].set.n + source[1].set.n,
+         source[0].set.by_image.nsamples + source[1].set.by_image.nsamples);
     if (!train_loop(&r, m, source, has_val ? &val : NULL, &part, config_text, start, e)) goto done;
     ok = path_join(path, sizeof path, cfg->run.out, "model", e) && module_save(m, path, e);
 done:

@@ -15,7 +15,8 @@ int argmax(const float *x, int64_t n) {
 float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
 bool module_multi_label(const Module *m) {
-    return strcmp(config_string(m, "problem_type", "multi_label_classification"), "single_label_classification") != 0;
+    return strcmp(config_string(m, "problem_type", "multi_label_classification"),
+                  "single_label_classification") != 0;
 }
 
 void answer_probs(float *p, const float *logits, int64_t n, float T, bool multi_label) {
@@ -51,8 +52,8 @@ static void answer_loc(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer
     for (int64_t i = 0; i < n; i++) {
         for (int q = 0; q < Q; q++) score[q] = sigmoid(logits[i * Q + q]);
         Boxes *b = boxes_new(a, MIN(Q, BOXES_MAX), ask[i].rect);
-        b->n = loc_postprocess(b->box, b->n, boxes + i * Q * 4, score, Q, rect_w(ask[i].rect), rect_h(ask[i].rect), l->threshold,
-                               LOC_TAU, l->strict, c->host);
+        b->n = loc_postprocess(b->box, b->n, boxes + i * Q * 4, score, Q, rect_w(ask[i].rect),
+                               rect_h(ask[i].rect), l->threshold, LOC_TAU, l->strict, c->host);
         answer[i] = (Answer){.value = value_boxes(b), .out = out, .row = i};
     }
 }
@@ -65,7 +66,8 @@ void module_answerer(ModuleAnswerer *a, Module *m, int64_t max_batch) {
 Module *module_open_for(const char *step, const char *folder, Device *dev, ModuleUse use, Error *e) {
     Module *m = module_open(folder, dev, use, true, 0, e);
     if (m && strcmp(m->type->step, step)) {
-        fail_as(e, FAIL_MODEL, "%s: a %s model answers %s steps, a model for %s is wanted", folder, m->type->name, m->type->step, step);
+        fail_as(e, FAIL_MODEL, "%s: a %s model answers %s steps, a model for %s is wanted", folder,
+                m->type->name, m->type->step, step);
         module_close(m);
         return NULL;
     }

@@ -17,19 +17,23 @@ json_t *json_path(json_t *root, const char *dotted) {
     return root ? json_object_get(root, dotted) : NULL;
 }
 
-bool config_int(const Module *m, const char *key, int64_t fallback, int64_t lo, int64_t hi, int64_t *out, Error *e) {
+bool config_int(const Module *m, const char *key, int64_t fallback, int64_t lo, int64_t hi, int64_t *out,
+                Error *e) {
     json_t *v = json_path(m->config, key);
-    if (v && !json_is_integer(v)) return fail_as(e, FAIL_MODEL, "%s/config.json: %s is not an integer", m->folder, key);
+    if (v && !json_is_integer(v))
+        return fail_as(e, FAIL_MODEL, "%s/config.json: %s is not an integer", m->folder, key);
     *out = v ? json_integer_value(v) : fallback;
     if (*out < lo || *out > hi)
-        return fail_as(e, FAIL_MODEL, "%s/config.json: %s is %" PRId64 ", allowed are %" PRId64 " to %" PRId64, m->folder, key, *out,
-                       lo, hi);
+        return fail_as(e, FAIL_MODEL,
+                       "%s/config.json: %s is %" PRId64 ", allowed are %" PRId64 " to %" PRId64, m->folder,
+                       key, *out, lo, hi);
     return true;
 }
 
 bool config_float(const Module *m, const char *key, double fallback, double *out, Error *e) {
     json_t *v = json_path(m->config, key);
-    if (v && !json_is_number(v)) return fail_as(e, FAIL_MODEL, "%s/config.json: %s is not a number", m->folder, key);
+    if (v && !json_is_number(v))
+        return fail_as(e, FAIL_MODEL, "%s/config.json: %s is not a number", m->folder, key);
     *out = v ? json_number_value(v) : fallback;
     return true;
 }
@@ -41,9 +45,13 @@ const char *config_string(const Module *m, const char *key, const char *fallback
 
 bool config_activation(const Module *m, const char *key, const char *fallback, Activation *out, Error *e) {
     const char *name = config_string(m, key, fallback);
-    if (!strcmp(name, "gelu")) *out = ACT_GELU;
-    else if (!strcmp(name, "quick_gelu")) *out = ACT_QUICK_GELU;
-    else return fail_as(e, FAIL_MODEL, "%s/config.json: %s is \"%s\"; known are gelu, quick_gelu", m->folder, key, name);
+    if (!strcmp(name, "gelu"))
+        *out = ACT_GELU;
+    else if (!strcmp(name, "quick_gelu"))
+        *out = ACT_QUICK_GELU;
+    else
+        return fail_as(e, FAIL_MODEL, "%s/config.json: %s is \"%s\"; known are gelu, quick_gelu", m->folder,
+                       key, name);
     return true;
 }
 
@@ -55,14 +63,17 @@ bool processor_norm(const Module *m, PatchSpec *spec, Error *e) {
         for (int i = 0; i < 3; i++) {
             json_t *x = json_is_array(v) && json_array_size(v) == 3 ? json_array_get(v, (size_t)i) : NULL;
             if (!json_is_number(x) || (k && !(json_number_value(x) > 0)))
-                return fail_as(e, FAIL_MODEL, "%s/preprocessor_config.json: %s wants three %snumbers", m->folder, keys[k], k ? "positive " : "");
+                return fail_as(e, FAIL_MODEL, "%s/preprocessor_config.json: %s wants three %snumbers",
+                               m->folder, keys[k], k ? "positive " : "");
             out[i] = (float)json_number_value(x);
         }
     }
     json_t *r = json_object_get(m->processor, "resample");
     int filter = r ? (int)json_integer_value(r) : 3;
     if (filter != 2 && filter != 3)
-        return fail_as(e, FAIL_MODEL, "%s/preprocessor_config.json: resample is %d; 2 (bilinear) and 3 (bicubic) are known", m->folder, filter);
+        return fail_as(e, FAIL_MODEL,
+                       "%s/preprocessor_config.json: resample is %d; 2 (bilinear) and 3 (bicubic) are known",
+                       m->folder, filter);
     spec->filter = filter == 2 ? BILINEAR : BICUBIC;
     return true;
 }
@@ -77,7 +88,8 @@ static json_t *read_json(const char *folder, const char *name, Error *e) {
     json_error_t je;
     json_t *j = json_loadb(data, size, JSON_REJECT_DUPLICATES, &je);
     free(data);
-    if (!j) fail_as(e, FAIL_MODEL, "%s:%d: %s", path, je.line, je.text);
+    if (!j)
+        fail_as(e, FAIL_MODEL, "%s:%d: %s", path, je.line, je.text);
     else if (!json_is_object(j)) {
         json_decref(j);
         j = NULL;
@@ -99,7 +111,10 @@ static bool read_labels(Module *m, Error *e) {
         char *end;
         long id = strtol(key, &end, 10);
         if (*end || id < 0 || id >= (long)n || m->label[id] || !json_is_string(v))
-            return fail_as(e, FAIL_MODEL, "%s/config.json: id2label wants each id 0 to %zu once with a string; \"%s\" is wrong", m->folder, n - 1, key);
+            return fail_as(
+                e, FAIL_MODEL,
+                "%s/config.json: id2label wants each id 0 to %zu once with a string; \"%s\" is wrong",
+                m->folder, n - 1, key);
         m->label[id] = json_string_value(v);
     }
     return true;
@@ -109,7 +124,8 @@ static bool read_labels(Module *m, Error *e) {
 
 static bool open_parts(Module *m, Device *dev, ModuleUse use, bool weights, uint64_t seed, Error *e) {
     double std = 0;
-    if (!read_labels(m, e) || !config_float(m, "initializer_range", 0.02, &std, e) || !m->type->open(m, e)) return false;
+    if (!read_labels(m, e) || !config_float(m, "initializer_range", 0.02, &std, e) || !m->type->open(m, e))
+        return false;
     params_alloc(&m->params, dev, use == MODULE_TRAINED);
     if (!weights) {
         params_init(&m->params, seed, (float)std);
@@ -122,8 +138,10 @@ static bool open_parts(Module *m, Device *dev, ModuleUse use, bool weights, uint
         char bin[600];
         if (path_join(bin, sizeof bin, m->folder, "pytorch_model.bin", NULL) && !access(bin, R_OK))
             return fail_as(e, FAIL_MODEL,
-                           "%s holds pickled weights (pytorch_model.bin), which could run code and are never read; convert them once with\n"
-                           "  python3 -c \"import torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() for k, v in torch.load('%s', "
+                           "%s holds pickled weights (pytorch_model.bin), which could run code and are never "
+                           "read; convert them once with\n"
+                           "  python3 -c \"import torch, safetensors.torch as s; s.save_file({k: "
+                           "v.contiguous().clone() for k, v in torch.load('%s', "
                            "weights_only=True).items()}, '%s', metadata={'format': 'pt'})\"",
                            m->folder, bin, path);
         return fail_as(e, FAIL_MODEL, "%s: there is no model.safetensors", m->folder);
@@ -144,8 +162,11 @@ Module *module_open(const char *folder, Device *dev, ModuleUse use, bool weights
         if (name && !strcmp(types[i]->name, name)) type = types[i];
     if (!type) {
         char known[256] = "";
-        for (int i = 0; i < COUNT_OF(types); i++) snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", types[i]->name);
-        fail_as(e, FAIL_MODEL, "%s/config.json: model_type is \"%s\"; known are %s", folder, name ? name : "(missing)", known);
+        for (int i = 0; i < COUNT_OF(types); i++)
+            snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "",
+                     types[i]->name);
+        fail_as(e, FAIL_MODEL, "%s/config.json: model_type is \"%s\"; known are %s", folder,
+                name ? name : "(missing)", known);
         json_decref(config);
         return NULL;
     }
@@ -177,7 +198,9 @@ void module_close(Module *m) {
 static bool copy_file(const char *from, const char *to, const char *name, Error *e) {
     char a[600], b[600], *data;
     size_t size;
-    if (!path_join(a, sizeof a, from, name, e) || !path_join(b, sizeof b, to, name, e) || !file_read(a, &data, &size, 256 << 20, e)) return false;
+    if (!path_join(a, sizeof a, from, name, e) || !path_join(b, sizeof b, to, name, e) ||
+        !file_read(a, &data, &size, 256 << 20, e))
+        return false;
     bool ok = file_write_atomic(b, data, size, e);
     free(data);
     return ok;
@@ -191,7 +214,8 @@ bool module_save(const Module *m, const char *folder, Error *e) {
     bool ok = true;
     for (struct dirent *f; ok && (f = readdir(d));) {
         size_t n = strlen(f->d_name);
-        bool text = (n > 5 && !strcmp(f->d_name + n - 5, ".json")) || (n > 4 && !strcmp(f->d_name + n - 4, ".txt"));
+        bool text =
+            (n > 5 && !strcmp(f->d_name + n - 5, ".json")) || (n > 4 && !strcmp(f->d_name + n - 4, ".txt"));
         if (text && !strstr(f->d_name, "safetensors")) ok = copy_file(m->folder, folder, f->d_name, e);
     }
     closedir(d);
@@ -214,7 +238,8 @@ void module_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *out) 
 
 TowerKey ask_text_key(const Ask *a) {
     size_t n = strlen(a->query);
-    return (TowerKey){hash_bytes(a->query, n, 1), hash_bytes(a->query, n, 2), n}; /* 128 bits: a collision will not happen */
+    return (TowerKey){hash_bytes(a->query, n, 1), hash_bytes(a->query, n, 2),
+                      n}; /* 128 bits: a collision will not happen */
 }
 
 void tower_clear(TowerCache *t) {
@@ -241,7 +266,8 @@ void tower_add(TowerCache *t, TowerKey key, TowerRow at) {
         t->slot = xcalloc((size_t)t->nslots, sizeof *t->slot);
         if (!t->generation) old.generation = t->generation = 1;
         for (int64_t i = 0; i < old.nslots; i++)
-            if (old.slot[i].generation == old.generation) t->slot[tower_slot(t, old.slot[i].key)] = old.slot[i];
+            if (old.slot[i].generation == old.generation)
+                t->slot[tower_slot(t, old.slot[i].key)] = old.slot[i];
         free(old.slot);
     }
     int64_t i = tower_slot(t, key);

@@ -15,7 +15,11 @@
 enum { MAX_SOURCES = 256, MAX_LAYERS = 64 };
 
 /* Patch embeddings of `n` images padded to gh x gw patches: tokens (n, 1 + gh*gw, C). */
-typedef struct Source { Tensor *tokens; int n, gh, gw; const int (*grid)[2]; } Source;
+typedef struct Source {
+    Tensor *tokens;
+    int n, gh, gw;
+    const int (*grid)[2];
+} Source;
 
 typedef struct Vilt {
     Module base;
@@ -47,7 +51,8 @@ static bool vilt_open(Module *m, Error *e) {
     Vilt *v = (Vilt *)m;
     double eps, dropout;
     int64_t classes, modalities, segments;
-    if (!config_int(m, "hidden_size", 768, 1, 65536, &v->C, e) || !config_int(m, "intermediate_size", 3072, 1, 262144, &v->mlp, e) ||
+    if (!config_int(m, "hidden_size", 768, 1, 65536, &v->C, e) ||
+        !config_int(m, "intermediate_size", 3072, 1, 262144, &v->mlp, e) ||
         !config_int(m, "num_hidden_layers", 12, 1, MAX_LAYERS, &v->layers, e) ||
         !config_int(m, "num_attention_heads", 12, 1, 1024, &v->heads, e) ||
         !config_int(m, "vocab_size", 30522, 1, 1 << 24, &v->vocab, e) ||
@@ -57,24 +62,33 @@ static bool vilt_open(Module *m, Error *e) {
         !config_int(m, "image_size", 384, 1, 16384, &v->image_size, e) ||
         !config_int(m, "patch_size", 32, 1, 1024, &v->patch, e) ||
         !config_int(m, "num_labels", m->nlabels, 0, 1 << 20, &classes, e) ||
-        !config_float(m, "layer_norm_eps", 1e-12, &eps, e) || !config_float(m, "hidden_dropout_prob", 0, &dropout, e) ||
+        !config_float(m, "layer_norm_eps", 1e-12, &eps, e) ||
+        !config_float(m, "hidden_dropout_prob", 0, &dropout, e) ||
         !config_activation(m, "hidden_act", "gelu", &v->act, e) || !processor_norm(m, &v->spec, e))
         return false;
     if (v->C % v->heads)
-        return fail_as(e, FAIL_MODEL, "%s/config.json: hidden_size %" PRId64 " is no multiple of num_attention_heads %" PRId64, m->folder, v->C, v->heads);
-    if (!m->nlabels) return fail_as(e, FAIL_MODEL, "%s/config.json: id2label (the answers) is missing", m->folder);
+        return fail_as(e, FAIL_MODEL,
+                       "%s/config.json: hidden_size %" PRId64
+                       " is no multiple of num_attention_heads %" PRId64,
+                       m->folder, v->C, v->heads);
+    if (!m->nlabels)
+        return fail_as(e, FAIL_MODEL, "%s/config.json: id2label (the answers) is missing", m->folder);
     json_t *size = json_path(m->processor, "size.shortest_edge");
     if (!size) size = json_path(m->processor, "size");
     v->shortest = json_is_integer(size) ? (int)json_integer_value(size) : (int)v->image_size;
     if (v->shortest < v->patch || v->shortest > 16384)
-        return fail_as(e, FAIL_MODEL, "%s/preprocessor_config.json: size.shortest_edge is %d, below the patch of %" PRId64, m->folder, v->shortest, v->patch);
+        return fail_as(e, FAIL_MODEL,
+                       "%s/preprocessor_config.json: size.shortest_edge is %d, below the patch of %" PRId64,
+                       m->folder, v->shortest, v->patch);
     v->eps = (float)eps;
     v->dropout = (float)dropout;
     v->grid = v->image_size / v->patch;
     v->spec.patch = (int)v->patch;
     if (!(m->tokenizer = token_open(m->folder, TOKEN_BERT, e))) return false;
     if (token_size(m->tokenizer) > v->vocab)
-        return fail_as(e, FAIL_MODEL, "%s: the tokenizer has ids up to %d, config.json's vocab_size is %" PRId64, m->folder, token_size(m->tokenizer) - 1, v->vocab);
+        return fail_as(e, FAIL_MODEL,
+                       "%s: the tokenizer has ids up to %d, config.json's vocab_size is %" PRId64, m->folder,
+                       token_size(m->tokenizer) - 1, v->vocab);
 
     ParamSet *ps = &m->params;
     int64_t C = v->C;
@@ -82,10 +96,13 @@ static bool vilt_open(Module *m, Error *e) {
     v->cls = PARAM(ps, PARAM_EMBEDDING, (1, 1, C), EMB "cls_token");
     v->pos = PARAM(ps, PARAM_EMBEDDING, (1, 1 + v->grid * v->grid, C), EMB "position_embeddings");
     v->word = PARAM(ps, PARAM_EMBEDDING, (v->vocab, C), EMB "text_embeddings.word_embeddings.weight");
-    v->text_pos = PARAM(ps, PARAM_EMBEDDING, (v->text_len, C), EMB "text_embeddings.position_embeddings.weight");
-    v->segment = PARAM(ps, PARAM_EMBEDDING, (segments, C), EMB "text_embeddings.token_type_embeddings.weight");
+    v->text_pos =
+        PARAM(ps, PARAM_EMBEDDING, (v->text_len, C), EMB "text_embeddings.position_embeddings.weight");
+    v->segment =
+        PARAM(ps, PARAM_EMBEDDING, (segments, C), EMB "text_embeddings.token_type_embeddings.weight");
     v->text_norm = norm_new(ps, C, EMB "text_embeddings.LayerNorm");
-    Tensor *kernel = PARAM(ps, PARAM_WEIGHT, (C, 3, v->patch, v->patch), EMB "patch_embeddings.projection.weight");
+    Tensor *kernel =
+        PARAM(ps, PARAM_WEIGHT, (C, 3, v->patch, v->patch), EMB "patch_embeddings.projection.weight");
     v->patch_w = param_matrix(ps, kernel, C);
     v->patch_b = PARAM(ps, PARAM_BIAS, (C), EMB "patch_embeddings.projection.bias");
     v->modality = PARAM(ps, PARAM_EMBEDDING, (modalities, C), EMB "token_type_embeddings.weight");
@@ -109,8 +126,10 @@ static bool vilt_open(Module *m, Error *e) {
 static void vilt_size(const Vilt *v, Rect r, int out[2]) {
     double h = rect_h(r), w = rect_w(r), scale = v->shortest / MIN(h, w);
     int limit = (int)(1333.0 / 800.0 * v->shortest);
-    if (h < w) w *= scale, h = v->shortest;
-    else h *= scale, w = v->shortest;
+    if (h < w)
+        w *= scale, h = v->shortest;
+    else
+        h *= scale, w = v->shortest;
     if (MAX(h, w) > limit) {
         scale = limit / MAX(h, w);
         h *= scale;
@@ -134,14 +153,16 @@ static void position_weights(const Vilt *v, int vh, int vw, int y, int x, int32_
 }
 
 /* Adds row k of a (rows, C) table to every row of x. */
-static Tensor *add_table_row(Ctx *c, Tensor *x, Tensor *table, int32_t k) { return op_add_rows(c, x, op_gather(c, table, &k, 1)); }
+static Tensor *add_table_row(Ctx *c, Tensor *x, Tensor *table, int32_t k) {
+    return op_add_rows(c, x, op_gather(c, table, &k, 1));
+}
 
 /* Embeds n new images as one source: modality[1] + ([cls + pos0] ++ [patch + its position]). */
 static void embed_source(Vilt *v, Ctx *c, const Ask *const *ask, const int (*size)[2], int n) {
     CHECK(v->nsources < MAX_SOURCES, "%d groups of image sizes in one update", v->nsources);
     Source *s = &v->source[v->nsources];
     int p = (int)v->patch;
-    int (*grid)[2] = arena_alloc(c->host, (size_t)n * sizeof *grid);
+    int(*grid)[2] = arena_alloc(c->host, (size_t)n * sizeof *grid);
     ImageView *image = arena_alloc(c->host, (size_t)n * sizeof *image);
     Rect *rect = arena_alloc(c->host, (size_t)n * sizeof *rect);
     *s = (Source){.n = n, .grid = grid};
@@ -179,7 +200,11 @@ static void embed_source(Vilt *v, Ctx *c, const Ask *const *ask, const int (*siz
     s->tokens = add_table_row(c, op_concat_tokens(c, parts, 2), v->modality, 1);
 }
 
-typedef struct Fresh { const Ask *ask; int size[2]; int order; } Fresh;
+typedef struct Fresh {
+    const Ask *ask;
+    int size[2];
+    int order;
+} Fresh;
 
 static int by_size(const void *a, const void *b) {
     const Fresh *x = a, *y = b;
@@ -203,29 +228,35 @@ static void embed_new(Vilt *v, Ctx *c, const Ask *ask, int64_t n) {
     }
     qsort(fresh, (size_t)count, sizeof *fresh, by_size);
     const Ask **list = arena_alloc(c->host, (size_t)count * sizeof *list);
-    int (*size)[2] = arena_alloc(c->host, (size_t)count * sizeof *size);
+    int(*size)[2] = arena_alloc(c->host, (size_t)count * sizeof *size);
     for (int begin = 0, end; begin < count; begin = end) {
         int64_t used = 0, h = 0, w = 0;
         for (end = begin; end < count; end++) {
-            int64_t h1 = MAX(h, fresh[end].size[0]), w1 = MAX(w, fresh[end].size[1]), u1 = used + (int64_t)fresh[end].size[0] * fresh[end].size[1];
+            int64_t h1 = MAX(h, fresh[end].size[0]), w1 = MAX(w, fresh[end].size[1]),
+                    u1 = used + (int64_t)fresh[end].size[0] * fresh[end].size[1];
             if (end > begin && 4 * h1 * w1 * (end - begin + 1) > 5 * u1) break;
             h = h1, w = w1, used = u1;
             list[end] = fresh[end].ask;
             size[end][0] = fresh[end].size[0];
             size[end][1] = fresh[end].size[1];
         }
-        embed_source(v, c, list + begin, (const int (*)[2])(size + begin), end - begin);
+        embed_source(v, c, list + begin, (const int(*)[2])(size + begin), end - begin);
     }
 }
 
 /* ---- text ----------------------------------------------------------------------------------------- */
 
-typedef struct Texts { Tensor *tokens; const int *len; int n, L; } Texts;
+typedef struct Texts {
+    Tensor *tokens;
+    const int *len;
+    int n, L;
+} Texts;
 
 /* Embeds the distinct questions; txt[i] is the row of ask i. */
 static Texts embed_texts(Vilt *v, Ctx *c, const Ask *ask, int64_t n, int32_t *txt) {
     Module *m = &v->base;
-    int *ids = arena_alloc(c->host, (size_t)(n * v->text_len) * sizeof *ids), *len = arena_alloc(c->host, (size_t)n * sizeof *len);
+    int *ids = arena_alloc(c->host, (size_t)(n * v->text_len) * sizeof *ids),
+        *len = arena_alloc(c->host, (size_t)n * sizeof *len);
     Texts t = {.len = len};
     tower_clear(&v->texts); /* distinct within this call: the text side is a look-up, not a tower */
     for (int64_t i = 0; i < n; i++) {
@@ -236,14 +267,17 @@ static Texts embed_texts(Vilt *v, Ctx *c, const Ask *ask, int64_t n, int32_t *tx
             continue;
         }
         tower_add(&v->texts, key, (TowerRow){0, t.n});
-        len[t.n] = token_encode(m->tokenizer, ask[i].query, strlen(ask[i].query), ids + t.n * v->text_len, (int)v->text_len);
+        len[t.n] = token_encode(m->tokenizer, ask[i].query, strlen(ask[i].query), ids + t.n * v->text_len,
+                                (int)v->text_len);
         t.L = MAX(t.L, len[t.n]);
         txt[i] = t.n++;
     }
     m->text_rows += t.n;
-    int32_t *flat = arena_alloc(c->host, (size_t)(t.n * t.L) * 4), *place = arena_alloc(c->host, (size_t)t.L * 4);
+    int32_t *flat = arena_alloc(c->host, (size_t)(t.n * t.L) * 4),
+            *place = arena_alloc(c->host, (size_t)t.L * 4);
     for (int i = 0; i < t.n; i++)
-        for (int k = 0; k < t.L; k++) flat[i * t.L + k] = k < len[i] ? ids[i * v->text_len + k] : token_pad(m->tokenizer);
+        for (int k = 0; k < t.L; k++)
+            flat[i * t.L + k] = k < len[i] ? ids[i * v->text_len + k] : token_pad(m->tokenizer);
     for (int k = 0; k < t.L; k++) place[k] = k;
     Tensor *x = op_gather(c, v->word, flat, (int64_t)t.n * t.L);
     x = add_table_row(c, x, v->segment, 0);
@@ -256,7 +290,8 @@ static Texts embed_texts(Vilt *v, Ctx *c, const Ask *ask, int64_t n, int32_t *tx
 /* ---- forward -------------------------------------------------------------------------------------- */
 
 /* Answers n asks whose images are rows img[] of one source: logits (n, V). */
-static Tensor *answer(Vilt *v, Ctx *c, const Source *s, const Texts *t, const int32_t *img, const int32_t *txt, int64_t n) {
+static Tensor *answer(Vilt *v, Ctx *c, const Source *s, const Texts *t, const int32_t *img,
+                      const int32_t *txt, int64_t n) {
     int64_t P = (int64_t)s->gh * s->gw, T = t->L + 1 + P;
     Tensor *parts[] = {op_gather(c, t->tokens, txt, n), op_gather(c, s->tokens, img, n)};
     Tensor *x = op_concat_tokens(c, parts, 2);
@@ -271,7 +306,10 @@ static Tensor *answer(Vilt *v, Ctx *c, const Source *s, const Texts *t, const in
         for (int y = 0; y < s->gh; y++)
             for (int xx = 0; xx < s->gw; xx++) row[t->L + 1 + y * s->gw + xx] = y < vh && xx < vw;
     }
-    BlockSpec spec = {.H = (int)v->heads, .eps = v->eps, .act = v->act, .dropout = v->dropout,
+    BlockSpec spec = {.H = (int)v->heads,
+                      .eps = v->eps,
+                      .act = v->act,
+                      .dropout = v->dropout,
                       .mask = padded ? ctx_upload(c, mask, (size_t)(n * T)) : NULL};
     for (int i = 0; i + 1 < v->layers; i++) x = block_forward(c, &v->block[i], x, &spec);
     x = block_forward_first(c, &v->block[v->layers - 1], x, &spec);
@@ -284,7 +322,8 @@ static Tensor *answer(Vilt *v, Ctx *c, const Source *s, const Texts *t, const in
 static void vilt_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *out) {
     Vilt *v = (Vilt *)m;
     embed_new(v, c, ask, n);
-    int32_t *txt = arena_alloc(c->host, (size_t)n * 4), *img = arena_alloc(c->host, (size_t)n * 4), *at = arena_alloc(c->host, (size_t)n * 4);
+    int32_t *txt = arena_alloc(c->host, (size_t)n * 4), *img = arena_alloc(c->host, (size_t)n * 4),
+            *at = arena_alloc(c->host, (size_t)n * 4);
     int32_t *sub_img = arena_alloc(c->host, (size_t)n * 4), *sub_txt = arena_alloc(c->host, (size_t)n * 4);
     int *from = arena_alloc(c->host, (size_t)n * sizeof *from);
     Texts t = embed_texts(v, c, ask, n, txt);

@@ -21,7 +21,11 @@ static bool evaluate(Distiller *d, const Dataset *data, EvalResult *out, Error *
 }
 
 /* Sums over the updates since the last line. */
-typedef struct Sums { StepStats s; int64_t updates; double since; } Sums;
+typedef struct Sums {
+    StepStats s;
+    int64_t updates;
+    double since;
+} Sums;
 
 static void add(Sums *a, const StepStats *s) {
     a->updates++;
@@ -43,24 +47,35 @@ static void add(Sums *a, const StepStats *s) {
 static bool log_sums(Sums *a, Metrics *m, int64_t done, int64_t total, Error *e) {
     const StepStats *s = &a->s;
     double n = (double)a->updates, seconds = now_s() - a->since, rate = (double)s->programs / seconds;
-    info("step %" PRId64 "/%" PRId64 "  loss vqa %.3f loc %.3f retain %.3f  students right %.1f%%  labels right %.1f%%  kept vqa %" PRId64
+    info("step %" PRId64 "/%" PRId64
+         "  loss vqa %.3f loc %.3f retain %.3f  students right %.1f%%  labels right %.1f%%  kept vqa %" PRId64
          " (answer %" PRId64 ") loc %" PRId64 " (answer %" PRId64 ")  %.0f programs/s",
-         done, total, s->loss_vqa / n, s->loss_loc / n, s->loss_retain / n, percent(s->student_right, s->programs),
-         percent(s->label_right, s->programs), s->kept[0], s->fixed[0], s->kept[1], s->fixed[1], rate);
-    bool ok = METRICS_ROW(m, done, e, {"loss_vqa", s->loss_vqa / n}, {"loss_loc", s->loss_loc / n}, {"loss_retain", s->loss_retain / n},
-                {"students_right", percent(s->student_right, s->programs)}, {"labels_right", percent(s->label_right, s->programs)},
-                {"failed", (double)s->failed}, {"kept_vqa", (double)s->kept[0]}, {"kept_loc", (double)s->kept[1]},
-                {"fixed_vqa", (double)s->fixed[0]}, {"fixed_loc", (double)s->fixed[1]},
-                {"dropped_executes", (double)s->dropped[DROPPED_EXECUTES]}, {"dropped_confident", (double)s->dropped[DROPPED_CONFIDENT]},
-                {"dropped_replay", (double)s->dropped[DROPPED_REPLAY]});
+         done, total, s->loss_vqa / n, s->loss_loc / n, s->loss_retain / n,
+         percent(s->student_right, s->programs), percent(s->label_right, s->programs), s->kept[0],
+         s->fixed[0], s->kept[1], s->fixed[1], rate);
+    bool ok = METRICS_ROW(
+        m, done, e, {"loss_vqa", s->loss_vqa / n}, {"loss_loc", s->loss_loc / n},
+        {"loss_retain", s->loss_retain / n}, {"students_right", percent(s->student_right, s->programs)},
+        {"labels_right", percent(s->label_right, s->programs)}, {"failed", (double)s->failed},
+        {"kept_vqa", (double)s->kept[0]}, {"kept_loc", (double)s->kept[1]},
+        {"fixed_vqa", (double)s->fixed[0]}, {"fixed_loc", (double)s->fixed[1]},
+        {"dropped_executes", (double)s->dropped[DROPPED_EXECUTES]},
+        {"dropped_confident", (double)s->dropped[DROPPED_CONFIDENT]},
+        {"dropped_replay", (double)s->dropped[DROPPED_REPLAY]});
     *a = (Sums){.since = now_s()};
     return ok;
 }
 
-static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64_t start, const char *config_text, const Dataset *val, Error *e) {
-    LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed, .batch = cfg->distill.programs, .workers = cfg->data.workers, .shuffle = true,
-                       .first_batch = start, .max_bad_percent = (float)cfg->data.max_bad_percent,
-                       .cache_bytes = (size_t)cfg->data.cache_mb << 20, .batch_bytes = (size_t)256 << 20};
+static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64_t start,
+                  const char *config_text, const Dataset *val, Error *e) {
+    LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed,
+                       .batch = cfg->distill.programs,
+                       .workers = cfg->data.workers,
+                       .shuffle = true,
+                       .first_batch = start,
+                       .max_bad_percent = (float)cfg->data.max_bad_percent,
+                       .cache_bytes = (size_t)cfg->data.cache_mb << 20,
+                       .batch_bytes = (size_t)256 << 20};
     char path[600];
     if (!path_join(path, sizeof path, cfg->run.out, "metrics.jsonl", e)) return false;
     Loader *l = loader_open(&d->data, &lc, e);
@@ -94,17 +109,21 @@ static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64
     return ok;
 }
 
-static bool write_report(const Config *cfg, const EvalResult *before, const EvalResult *after, const EvalResult *teacher, int64_t asked, Error *e) {
+static bool write_report(const Config *cfg, const EvalResult *before, const EvalResult *after,
+                         const EvalResult *teacher, int64_t asked, Error *e) {
     char path[600];
-    json_t *j = json_pack("{s:f, s:f, s:s, s:s, s:i, s:i, s:I, s:o, s:o}", "zero_shot", eval_accuracy(before), "distilled", eval_accuracy(after),
-                          "split", cfg->eval.split, "dataset_version", SCENES_VERSION, "seed", cfg->run.seed, "steps", cfg->distill.steps,
-                          "teacher_questions", (json_int_t)asked, "zero_shot_detail", eval_json(before), "distilled_detail", eval_json(after));
+    json_t *j = json_pack("{s:f, s:f, s:s, s:s, s:i, s:i, s:I, s:o, s:o}", "zero_shot", eval_accuracy(before),
+                          "distilled", eval_accuracy(after), "split", cfg->eval.split, "dataset_version",
+                          SCENES_VERSION, "seed", cfg->run.seed, "steps", cfg->distill.steps,
+                          "teacher_questions", (json_int_t)asked, "zero_shot_detail", eval_json(before),
+                          "distilled_detail", eval_json(after));
     if (j && teacher) {
         json_object_set_new(j, "teacher", json_real(eval_accuracy(teacher)));
         json_object_set_new(j, "teacher_detail", eval_json(teacher));
     }
     char *text = j ? json_dumps(j, JSON_INDENT(2)) : NULL;
-    bool ok = text ? path_join(path, sizeof path, cfg->run.out, "report.json", e) && file_write_atomic(path, text, strlen(text), e)
+    bool ok = text ? path_join(path, sizeof path, cfg->run.out, "report.json", e) &&
+                         file_write_atomic(path, text, strlen(text), e)
                    : fail(e, "the report cannot be written as JSON");
     free(text);
     json_decref(j);
@@ -112,7 +131,11 @@ static bool write_report(const Config *cfg, const EvalResult *before, const Eval
 }
 
 static bool open_split(Dataset *d, const Config *cfg, const char *split, Error *e) {
-    DatasetConfig dc = {.type = cfg->data.kind, .dir = cfg->data.dir, .split = split, .limit = cfg->eval.limit, .max_bad = 100};
+    DatasetConfig dc = {.type = cfg->data.kind,
+                        .dir = cfg->data.dir,
+                        .split = split,
+                        .limit = cfg->eval.limit,
+                        .max_bad = 100};
     return dataset_open(d, &dc, e);
 }
 
@@ -131,12 +154,17 @@ static Status run(Args *a, Error *e) {
     FILE *f = fmemopen(config_text, sizeof config_text, "w");
     config_print(f, cfg);
     fclose(f);
-    if (!make_dirs(cfg->run.out, e) || !distiller_open(&d, cfg, e) || !open_split(&test, cfg, cfg->eval.split, e)) goto done;
+    if (!make_dirs(cfg->run.out, e) || !distiller_open(&d, cfg, e) ||
+        !open_split(&test, cfg, cfg->eval.split, e))
+        goto done;
     if (cfg->train.eval_every && !open_split(&val, cfg, cfg->data.val_split, e)) goto done;
-    info("%" PRId64 " training programs, students of %" PRId64 " + %" PRId64 " parameters, teacher of %" PRId64, d.data.nsamples,
-         params_count(&d.vqa.module->params), params_count(&d.loc.module->params), params_count(&d.teacher.vqa->params));
+    info("%" PRId64 " training programs, students of %" PRId64 " + %" PRId64
+         " parameters, teacher of %" PRId64,
+         d.data.nsamples, params_count(&d.vqa.module->params), params_count(&d.loc.module->params),
+         params_count(&d.teacher.vqa->params));
     if (!evaluate(&d, &test, &before, e)) goto done;
-    info("as pre-trained: %.2f%% of %" PRId64 " %s questions", eval_accuracy(&before), before.n, cfg->eval.split);
+    info("as pre-trained: %.2f%% of %" PRId64 " %s questions", eval_accuracy(&before), before.n,
+         cfg->eval.split);
     const CkptPart part[2] = {{"vqa", d.vqa.module}, {"loc", d.loc.module}};
     int64_t start = 0;
     if (cfg->train.resume && ckpt_latest(cfg->run.out, path, sizeof path, &start)) {
@@ -147,17 +175,28 @@ static Status run(Args *a, Error *e) {
     }
     if (*cfg->trace.path) {
         d.trace = &trace;
-        if (!(start ? trace_resume(&trace, cfg->trace.path, start, e) : trace_open(&trace, cfg->trace.path, e))) goto done;
+        if (!(start ? trace_resume(&trace, cfg->trace.path, start, e)
+                    : trace_open(&trace, cfg->trace.path, e)))
+            goto done;
     }
-    if (!train(&d, cfg, part, start, config_text, val.sample ? &val : NULL, e) || !evaluate(&d, &test, &after, e)) goto done;
+    if (!train(&d, cfg, part, start, config_text, val.sample ? &val : NULL, e) ||
+        !evaluate(&d, &test, &after, e))
+        goto done;
     if (!two) {
         EvalConfig ec = eval_config(&test, cfg);
         if (!eval_end_to_end(&d.run, d.teacher.vqa, &test, &ec, &teacher, e)) goto done;
     }
     for (int i = 0; i < 2; i++)
-        if (!path_join(path, sizeof path, cfg->run.out, part[i].name, e) || !module_save(part[i].module, path, e)) goto done;
-    printf("\naccuracy in percent on %" PRId64 " %s questions of %s\n\n", after.n, cfg->eval.split, cfg->data.dir);
-    eval_print(stdout, (EvalColumn[]){{"students as pre-trained", &before}, {"students distilled", &after}, {"teacher", two ? NULL : &teacher}}, 3);
+        if (!path_join(path, sizeof path, cfg->run.out, part[i].name, e) ||
+            !module_save(part[i].module, path, e))
+            goto done;
+    printf("\naccuracy in percent on %" PRId64 " %s questions of %s\n\n", after.n, cfg->eval.split,
+           cfg->data.dir);
+    eval_print(stdout,
+               (EvalColumn[]){{"students as pre-trained", &before},
+                              {"students distilled", &after},
+                              {"teacher", two ? NULL : &teacher}},
+               3);
     ok = write_report(cfg, &before, &after, two ? NULL : &teacher, d.teacher.asked, e);
 done:
     if (!trace_close(&trace, ok ? e : NULL)) ok = false;
@@ -170,10 +209,14 @@ done:
 const Verb verb_distill = {
     .name = "distill",
     .usage = "config.yaml [section.key=value ...]",
-    .summary = "distils a teacher into the modules along the execution of programs, and reports what it gained",
-    .help = "Runs the training questions' programs with the students (model.vqa, model.loc), puts every visual step to the\n"
-            "frozen teacher (model.teacher), filters its labels by replaying them through the program, and trains. Uses\n"
-            "of the dataset only image, question, program and answer. Checkpoints go to run.out; the distilled students\n"
+    .summary =
+        "distils a teacher into the modules along the execution of programs, and reports what it gained",
+    .help = "Runs the training questions' programs with the students (model.vqa, model.loc), puts every "
+            "visual step to the\n"
+            "frozen teacher (model.teacher), filters its labels by replaying them through the program, and "
+            "trains. Uses\n"
+            "of the dataset only image, question, program and answer. Checkpoints go to run.out; the "
+            "distilled students\n"
             "are run.out/vqa and run.out/loc, the table is also run.out/report.json.\n",
     .sections = {"run", "data", "model", "train", "distill", "trace"},
     .run = run,

@@ -18,8 +18,11 @@ static Status run(Args *a, Error *e) {
     StepStats s;
     int64_t steps[2] = {0}, kept[2] = {0}, programs = 0, done = 0;
     bool ok = distiller_open(&d, cfg, e) && trace_open(&trace, cfg->trace.path, e);
-    LoaderConfig lc = {.batch = cfg->distill.programs, .workers = cfg->data.workers, .passes = 1,
-                       .max_bad_percent = (float)cfg->data.max_bad_percent, .batch_bytes = (size_t)256 << 20};
+    LoaderConfig lc = {.batch = cfg->distill.programs,
+                       .workers = cfg->data.workers,
+                       .passes = 1,
+                       .max_bad_percent = (float)cfg->data.max_bad_percent,
+                       .batch_bytes = (size_t)256 << 20};
     ok = ok && (l = loader_open(&d.data, &lc, e));
     d.learn = false;
     d.trace = &trace;
@@ -31,7 +34,10 @@ static Status run(Args *a, Error *e) {
     ok = ok && !*e->text;
     loader_close(l);
     if (!trace_close(&trace, ok ? e : NULL)) ok = false;
-    if (ok) info("%s: %" PRId64 " programs, %" PRId64 " VQA and %" PRId64 " LOC steps, kept labels of %" PRId64 " and %" PRId64 " questions", cfg->trace.path, programs, steps[0], steps[1], kept[0], kept[1]);
+    if (ok)
+        info("%s: %" PRId64 " programs, %" PRId64 " VQA and %" PRId64 " LOC steps, kept labels of %" PRId64
+             " and %" PRId64 " questions",
+             cfg->trace.path, programs, steps[0], steps[1], kept[0], kept[1]);
     distiller_close(&d);
     return verb_status(ok, e);
 }
@@ -40,8 +46,10 @@ const Verb verb_export = {
     .name = "export",
     .usage = "config.yaml trace.path=FILE.jsonl [section.key=value ...]",
     .summary = "writes the labelled steps of a dataset's programs, without training",
-    .help = "Runs every program once, puts its visual steps to the teacher, filters, and writes one JSON line per step:\n"
-            "image, rectangle, query, what student and teacher said, the label, kept or which filter dropped it. The file\n"
+    .help = "Runs every program once, puts its visual steps to the teacher, filters, and writes one JSON "
+            "line per step:\n"
+            "image, rectangle, query, what student and teacher said, the label, kept or which filter dropped "
+            "it. The file\n"
             "is a dataset of kind `steps`: `vpdistill train data.kind=steps` trains a module from it.\n",
     .sections = {"run", "data", "model", "distill", "trace"},
     .run = run,

@@ -29,7 +29,9 @@ static Status run(Args *a, Error *e) {
     double start = now_s();
     bool ok = scenes_write(c->scenes.dir, &s, e);
     int64_t n = s.images[0] + s.images[1] + s.images[2];
-    if (ok) info("%s: %" PRId64 " %s images in %.1f s, dataset version " SCENES_VERSION, c->scenes.dir, n, scene_domain_names[s.domain], now_s() - start);
+    if (ok)
+        info("%s: %" PRId64 " %s images in %.1f s, dataset version " SCENES_VERSION, c->scenes.dir, n,
+             scene_domain_names[s.domain], now_s() - start);
     return verb_status(ok, e);
 }
 
@@ -37,8 +39,10 @@ const Verb verb_scenes = {
     .name = "scenes",
     .usage = "scenes.dir=FOLDER [config.yaml] [section.key=value ...]",
     .summary = "writes the built-in dataset: rendered scenes with questions, programs, answers, scene graphs",
-    .help = "JPEG images, questions and programs in GQA's JSON fields, scene graphs, two-image statements in NLVR2's, and\n"
-            "on request labelled module calls. A function of run.seed and the options alone: no download, no clock.\n",
+    .help = "JPEG images, questions and programs in GQA's JSON fields, scene graphs, two-image statements in "
+            "NLVR2's, and\n"
+            "on request labelled module calls. A function of run.seed and the options alone: no download, no "
+            "clock.\n",
     .sections = {"run", "scenes"},
     .run = run,
 };

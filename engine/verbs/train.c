@@ -14,8 +14,10 @@ const Verb verb_train = {
     .name = "train",
     .usage = "[config.yaml] [section.key=value ...]",
     .summary = "trains a module or a teacher on labelled steps or on questions with answers",
-    .help = "data.kind steps reads DIR/SPLIT_steps.jsonl, one labelled module call per line (an exported trace is such a\n"
-            "file); gqa reads questions and trains a VQA model on whole images. Checkpoints go to run.out, and a run\n"
+    .help = "data.kind steps reads DIR/SPLIT_steps.jsonl, one labelled module call per line (an exported "
+            "trace is such a\n"
+            "file); gqa reads questions and trains a VQA model on whole images. Checkpoints go to run.out, "
+            "and a run\n"
             "that finds one there goes on from it bit for bit; the trained model is run.out/model.\n",
     .sections = {"run", "data", "model", "train"},
     .run = run,
