@@ -32,13 +32,16 @@ enum { CHAINS = 12, BURST = 1 << 14, TRIAD = 1 << 24 /* values: 64 MB an array, 
 __attribute__((noinline)) static float fma_bursts(int64_t bursts, float seed) {
     VF x[CHAINS];
     const VF a = (VF){0} + 0.999f, b = (VF){0} + seed;
+#pragma GCC unroll 12 /* all of them: an index that is no constant would keep x in memory */
     for (int k = 0; k < CHAINS; k++) x[k] = (VF){0} + (seed + (float)k);
     for (int64_t i = 0; i < bursts * BURST; i++) {
 #pragma GCC unroll 12
         for (int k = 0; k < CHAINS; k++) x[k] = v_fma(x[k], a, b);
+#pragma GCC unroll 12
         for (int k = 0; k < CHAINS; k++) __asm__("" : "+x"(x[k])); /* or gcc would fold the constant steps */
     }
     VF sum = x[0];
+#pragma GCC unroll 12
     for (int k = 1; k < CHAINS; k++) sum += x[k];
     return sum[0];
 }
