@@ -29,12 +29,13 @@ static void add_item(TrainSet *t, int64_t *cap, const Module *m, TrainItem item,
         }
     }
     GROW(t->item, *cap, t->n + 1);
+    item.order = t->n;
     t->item[t->n++] = item;
 }
 
 static int by_image(const void *a, const void *b) {
     const TrainItem *x = a, *y = b;
-    return x->image != y->image ? x->image - y->image : (x > y) - (x < y);
+    return x->image != y->image ? x->image - y->image : (x->order > y->order) - (x->order < y->order);
 }
 
 bool trainset_open(TrainSet *t, const DatasetConfig *c, const Module *m, Error *e) {
@@ -45,7 +46,7 @@ bool trainset_open(TrainSet *t, const DatasetConfig *c, const Module *m, Error *
     for (int64_t i = 0; i < t->data.nsteps; i++) {
         const StepSample *s = &t->data.step[i];
         if (s->is_loc == loc)
-            add_item(t, &cap, m, (TrainItem){s->image, s->rect, s->query, -1, s}, s->answer);
+            add_item(t, &cap, m, (TrainItem){.image = s->image, .rect = s->rect, .query = s->query, .label = -1, .step = s}, s->answer);
     }
     for (int64_t i = 0; !loc && i < t->data.nsamples; i++) {
         const Sample *s = &t->data.sample[i];

@@ -12,6 +12,7 @@ typedef struct TrainItem {
     const char *query;
     int32_t label;          /* VQA: index of the answer */
     const StepSample *step; /* LOC: its boxes */
+    int64_t order;          /* in the file */
 } TrainItem;
 
 /* The items of a module, grouped by image: a loader item is an image, of which `per_image` calls are taken. */
