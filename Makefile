@@ -12,15 +12,18 @@ SANFLAGS := -O1 -fsanitize=address$(comma)undefined -fno-sanitize-recover=undefi
 OPT      := $(if $(filter 1,$(SAN)),$(SANFLAGS),$(if $(filter 1,$(DEBUG)),-O0,-O3))
 CPPFLAGS := -I. -D_GNU_SOURCE
 CFLAGS   := -std=c17 -g $(OPT) -march=native -fno-math-errno -fopenmp -pthread $(WARN)
+EMUFLAGS := -std=c++17 -g $(if $(filter 1,$(SAN)),$(SANFLAGS),-O2) -march=native -ffp-contract=off -fno-math-errno -pthread $(WARN) -Wno-unknown-pragmas
 LDLIBS   := -ldnnl -ljpeg -ljansson -lcyaml -lutf8proc -lm
 
 ENGINE := $(wildcard kernels/cpu/*.c engine/*.c data/*.c modules/*.c)
 VERBS  := $(wildcard engine/verbs/*.c)
 TESTS  := $(wildcard tests/*.c tests/kernels/*.c tests/engine/*.c tests/data/*.c tests/modules/*.c)
+EMU    := $(wildcard kernels/cuda/*.cu tests/emu/*.cpp tests/emu/faults/*.cu)   # CUDA kernels, compiled for the host
 BENCH  := $(wildcard bench/*.c)
 MAIN   := engine/main.c
 LIB    := $(filter-out $(MAIN),$(ENGINE))
 obj     = $(patsubst %.c,$(B)/%.o,$(1))
+emu_obj = $(addprefix $(B)/emu/,$(addsuffix .o,$(basename $(1))))
 
 all: $(B)/vpdistill
 
@@ -28,16 +31,26 @@ $(B)/vpdistill: $(call obj,$(LIB) $(VERBS) $(MAIN))
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
-$(B)/test: $(call obj,$(LIB) $(TESTS))
+$(B)/test: $(call obj,$(LIB) $(TESTS)) $(call emu_obj,$(EMU))
 	@echo "  LD $@"
-	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
+	@$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  CC $<"
 	@$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
 
--include $(wildcard $(B)/*/*.d $(B)/*/*/*.d)
+# The same kernel sources that nvcc compiles, as plain C++ for the emulated card (tests/emu/emu.h).
+$(B)/emu/%.o: %.cu
+	@mkdir -p $(@D)
+	@echo "  EMU $<"
+	@$(CXX) -x c++ $(CPPFLAGS) $(EMUFLAGS) -MMD -MP -c $< -o $@
+$(B)/emu/%.o: %.cpp
+	@mkdir -p $(@D)
+	@echo "  CXX $<"
+	@$(CXX) $(CPPFLAGS) $(EMUFLAGS) -MMD -MP -c $< -o $@
+
+-include $(wildcard $(B)/*/*.d $(B)/*/*/*.d $(B)/*/*/*/*.d)
 
 # ---- the two commands of the README --------------------------------------------------------------------
 

@@ -202,7 +202,7 @@ struct Ops {
 #undef X
 };
 
-#define X(name) name##_fn cpu_##name;
+#define X(name) name##_fn cpu_##name, cuda_##name, emu_##name;
 OPS(X)
 #undef X
-extern const Ops ops_cpu;
+extern const Ops ops_cpu, ops_cuda, ops_emu; /* emu: cuda/'s kernels compiled for the host, tests/emu/ */

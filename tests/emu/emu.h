@@ -1,0 +1,234 @@
+/* emu.h -- CUDA on the host: one fiber per thread, block after block, in an order made to hurt. Implemented in emu.cpp.
+ *
+ * Two readers: tests (C) use the first part, kernel files compiled by g++ get the second through cuda.cuh.
+ *
+ * Within a block one warp runs as far ahead as it can before any other moves; which one leads, which lane of a warp goes first
+ * and which block comes first is chosen by the seed. So a missing barrier shows as a wrong number. What cannot be right on a
+ * card is reported and ends the launch: threads that wait at a barrier which others left out, a shuffle whose mask names a lane
+ * that is not there, a launch over the limits, a misaligned access, writing past a shared array. Shared memory is NaN when a
+ * block begins. Asynchronous copies arrive at the wait. A stream is a queue that runs when somebody waits for it.
+ *
+ * It does not see what blocks of one launch do to each other beyond their order, nor bank conflicts or occupancy.
+ */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- for tests ------------------------------------------------------------------------------------ */
+
+struct Device;
+struct Stream;
+
+/* The emulated card. Valid until exit; its streams are lazy. */
+struct Device *device_emu(void);
+
+/* The schedule of the launches that follow; any number. */
+void emu_schedule(uint64_t seed);
+/* Of every launch that follows only the first and the last n blocks run; 0: all. */
+void emu_blocks(int64_t n);
+
+/* Reports are fatal unless somebody collects them: into text[0..size), which is emptied first; NULL: fatal again. The launch
+ * that is reported is left where it is, later ones run. */
+void emu_collect(char *text, size_t size);
+
+/* Streams: queues that run when waited for. After(s, earlier): what is queued on s from now on runs after all that is queued
+ * on `earlier` by now. A NULL stream runs everything at once. */
+struct Stream *emu_stream(const char *name);
+void emu_stream_after(struct Stream *s, struct Stream *earlier);
+void emu_stream_sync(struct Stream *s);
+
+/* ---- what cuda.cuh's host functions are, too -------------------------------------------------------- */
+
+void *emu_scratch(struct Stream *s, size_t bytes);
+void emu_upload(struct Stream *s, void *dst, const void *src, size_t bytes);
+void emu_download(struct Stream *s, void *dst, const void *src, size_t bytes);
+
+#ifdef __cplusplus
+}
+
+/* ---- for kernel files: the CUDA language ------------------------------------------------------------ */
+
+#include <algorithm>
+#include <functional>
+#include <math.h>
+#include <string.h>
+#include <tuple>
+
+#define __global__ static
+#define __device__
+#define __host__
+#define __constant__
+#define __grid_constant__
+#define __restrict__ __restrict
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) int2 { int x, y; };
+struct alignas(16) int4 { int x, y, z, w; };
+
+struct EmuPlace { /* of the thread that runs */
+    dim3 thread, block, block_dim, grid_dim;
+};
+extern EmuPlace emu_place;
+#define threadIdx (emu_place.thread)
+#define blockIdx (emu_place.block)
+#define blockDim (emu_place.block_dim)
+#define gridDim (emu_place.grid_dim)
+#define warpSize 32
+
+/* ---- launches ---- */
+
+struct EmuLaunch {
+    const char *kernel, *file;
+    int line;
+    int64_t grid[3], block[3];
+    size_t dynamic; /* bytes of dynamic shared memory */
+    std::function<void()> body;
+};
+void emu_launch(Stream *s, EmuLaunch launch);
+
+/* Arguments are evaluated at the launch, as a card does, and kept until the stream gets there. */
+template <typename... P, typename... A> std::function<void()> emu_bind(void (*kernel)(P...), A &&...args) {
+    std::tuple<std::remove_cv_t<P>...> kept(std::forward<A>(args)...);
+    return [kernel, kept] { std::apply(kernel, kept); };
+}
+
+struct EmuSize { /* an integer or a dim3; 64 bits, so that a grid over the limit is seen */
+    int64_t v[3];
+    EmuSize(dim3 d) : v{d.x, d.y, d.z} {}
+    template <typename I, typename = std::enable_if_t<std::is_integral_v<I>>> EmuSize(I n) : v{(int64_t)n, 1, 1} {}
+};
+
+#define LAUNCH(kernel, grid, block, s, ...) LAUNCH_SMEM(kernel, grid, block, 0, s, __VA_ARGS__)
+#define LAUNCH_SMEM(kernel, grid, block, bytes, s, ...)                                                      \
+    do {                                                                                                     \
+        const EmuSize g_(grid), b_(block);                                                                   \
+        emu_launch(s, {#kernel, __FILE__, __LINE__, {g_.v[0], g_.v[1], g_.v[2]}, {b_.v[0], b_.v[1], b_.v[2]}, (size_t)(bytes), \
+                       emu_bind(kernel, __VA_ARGS__)});                                                      \
+    } while (0)
+
+#define cuda_scratch emu_scratch
+#define cuda_upload emu_upload
+#define cuda_download emu_download
+
+/* ---- shared memory ---- */
+
+/* One per array and instantiation; nobody may use what an earlier block left in it. */
+struct EmuShared { uint64_t block; void *p; };
+void *emu_shared(EmuShared *site, const char *name, size_t bytes);
+void *emu_dynamic_shared(void);
+#define SHARED(T, name, n)                                                                                   \
+    static EmuShared name##_site;                                                                            \
+    T *const name = (T *)emu_shared(&name##_site, #name, sizeof(T) * (n))
+#define DYNAMIC_SHARED(T, name) T *const name = (T *)emu_dynamic_shared()
+
+/* ---- barriers and warps ---- */
+
+void emu_barrier(const char *file, int line);
+#define __syncthreads() emu_barrier(__FILE__, __LINE__)
+static inline void __threadfence() {}
+
+/* A step that the lanes of `mask` take together. The last to arrive does it for all: op(arg of each lane, mask). */
+typedef void EmuWarpOp(void *const arg[32], uint32_t mask);
+void emu_warp(uint32_t mask, const char *what, EmuWarpOp *op, void *arg);
+int emu_lane(void);
+
+template <typename A> struct EmuShuffle { A value, result; int from; };
+template <typename A> void emu_shuffle_op(void *const arg[32], uint32_t mask) {
+    for (int lane = 0; lane < 32; lane++) {
+        if (!(mask >> lane & 1)) continue;
+        EmuShuffle<A> *s = (EmuShuffle<A> *)arg[lane];
+        /* from a lane that takes no part: undefined on a card, so poison here */
+        if (mask >> s->from & 1) s->result = ((EmuShuffle<A> *)arg[s->from])->value;
+        else memset(&s->result, 0xFF, sizeof s->result);
+    }
+}
+template <typename A> A emu_shuffle(uint32_t mask, A v, int from, const char *what) {
+    EmuShuffle<A> s = {v, v, from};
+    emu_warp(mask, what, emu_shuffle_op<A>, &s);
+    return s.result;
+}
+/* Within groups of `width` lanes; a lane outside its group is the lane itself. */
+template <typename A> A __shfl_sync(uint32_t mask, A v, int src, int width = 32) {
+    return emu_shuffle(mask, v, (emu_lane() & ~(width - 1)) | (src & (width - 1)), "__shfl_sync");
+}
+template <typename A> A __shfl_xor_sync(uint32_t mask, A v, int m, int width = 32) {
+    const int lane = emu_lane(), from = lane ^ m;
+    return emu_shuffle(mask, v, (from & ~(width - 1)) > (lane & ~(width - 1)) ? lane : from, "__shfl_xor_sync");
+}
+template <typename A> A __shfl_down_sync(uint32_t mask, A v, unsigned d, int width = 32) {
+    const int lane = emu_lane(), from = lane + (int)d;
+    return emu_shuffle(mask, v, (lane & (width - 1)) + (int)d >= width ? lane : from, "__shfl_down_sync");
+}
+template <typename A> A __shfl_up_sync(uint32_t mask, A v, unsigned d, int width = 32) {
+    const int lane = emu_lane(), from = lane - (int)d;
+    return emu_shuffle(mask, v, (lane & (width - 1)) < (int)d ? lane : from, "__shfl_up_sync");
+}
+unsigned __ballot_sync(uint32_t mask, int predicate);
+static inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+static inline int __all_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+void __syncwarp(uint32_t mask = 0xffffffffu);
+
+/* ---- integer atomics (fibers do not preempt each other). Float atomics are missing on purpose. ---- */
+
+template <typename I> I emu_replace(I *p, I now) {
+    static_assert(std::is_integral_v<I>, "float atomics make the last bits depend on the order of threads");
+    const I was = *p;
+    *p = now;
+    return was;
+}
+template <typename I> I atomicAdd(I *p, std::common_type_t<I> v) { return emu_replace<I>(p, *p + v); }
+template <typename I> I atomicMax(I *p, std::common_type_t<I> v) { return emu_replace<I>(p, *p > v ? *p : v); }
+template <typename I> I atomicMin(I *p, std::common_type_t<I> v) { return emu_replace<I>(p, *p < v ? *p : v); }
+template <typename I> I atomicOr(I *p, std::common_type_t<I> v) { return emu_replace<I>(p, *p | v); }
+template <typename I> I atomicExch(I *p, std::common_type_t<I> v) { return emu_replace<I>(p, v); }
+template <typename I> I atomicCAS(I *p, std::common_type_t<I> old, std::common_type_t<I> v) {
+    return emu_replace<I>(p, *p == old ? v : *p);
+}
+
+/* ---- numbers ---- */
+
+struct bf16 { uint16_t bits; };
+static inline uint32_t __float_as_uint(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
+static inline float __uint_as_float(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
+static inline int __float_as_int(float x) { return (int)__float_as_uint(x); }
+static inline float __int_as_float(int i) { return __uint_as_float((uint32_t)i); }
+static inline float bf16_to_f32(bf16 x) { return __uint_as_float((uint32_t)x.bits << 16); }
+static inline bf16 bf16_from_f32(float x) { /* nearest, ties to even; NaN becomes the one NaN that a card makes */
+    const uint32_t u = __float_as_uint(x);
+    return {(uint16_t)((u & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FFFu : (u + 0x7FFFu + (u >> 16 & 1)) >> 16)};
+}
+static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+static inline double rsqrt(double x) { return 1.0 / sqrt(x); }
+template <typename A> A __ldg(const A *p) { return *p; }
+static inline int __popc(unsigned x) { return __builtin_popcount(x); }
+static inline int __ffs(int x) { return __builtin_ffs(x); }
+static inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
+static inline int __float2int_rn(float x) { return (int)rintf(x); }
+static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
+using std::max;
+using std::min;
+
+/* ---- the C++ twins of cuda.cuh's PTX ---- */
+
+void emu_copy16(void *shared_dst, const void *global_src); /* NULL: zeros */
+void emu_copy_commit(void);
+void emu_copy_wait(int newest);
+void emu_ldmatrix(uint32_t r[4], const void *shared_row, bool transpose);
+void emu_mma(float c[4], const uint32_t a[4], const uint32_t b[2]);
+
+#endif
