@@ -694,7 +694,7 @@ bool st_write(const char *path, const StTensor *tensors, int n, const char *cons
                 ST_MAX_HEADER);
         goto out;
     }
-    if (snprintf(tmp, sizeof tmp, "%s.tmp.%d", path, (int)getpid()) >= (int)sizeof tmp) {
+    if (snprintf(tmp, sizeof tmp, "%s.tmp", path) >= (int)sizeof tmp) {
         fail_as(e, FAIL_DISK, "%s: path too long", path);
         goto out;
     }

@@ -68,8 +68,8 @@ size_t st_dtype_bits(StDType t);
 bool st_to_f32(float *dst, const StTensor *t, Error *e);
 float f16_to_f32(uint16_t h);
 
-/* Writes `n` tensors and `nmeta` pairs so that whoever looks sees the old file or the whole new one: temporary
- * file, fsync, rename. The bytes depend on nothing but the arguments: tensors in the reference writer's order (widest
+/* Writes `n` tensors and `nmeta` pairs so that whoever looks sees the old file or the whole new one: path.tmp,
+ * fsync, rename (as file_write_atomic in engine/base.h). The bytes depend on nothing but the arguments: tensors in the reference writer's order (widest
  * type first, then by name), metadata in the order given, the header padded with spaces to 8 bytes, so that
  * tensor data of a type is aligned for it. Nothing is copied. A full disk is FAIL_DISK with the bytes needed, and
  * leaves no temporary file. Names must be distinct UTF-8 (CHECKed: they are our own). */

@@ -182,7 +182,7 @@ static bool write_all(int fd, const char *p, size_t n) {
 
 bool file_write_atomic(const char *path, const void *data, size_t size, Error *e) {
     char tmp[PATH_MAX];
-    if (snprintf(tmp, sizeof tmp, "%s.tmp.%d", path, (int)getpid()) >= (int)sizeof tmp)
+    if (snprintf(tmp, sizeof tmp, "%s.tmp", path) >= (int)sizeof tmp)
         return fail_as(e, FAIL_DISK, "%s: path too long", path);
     int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0) return fail_as(e, FAIL_DISK, "%s: cannot write: %s", tmp, strerror(errno));

@@ -70,7 +70,8 @@ uint64_t hash_bytes(const void *p, size_t n, uint64_t seed);
 /* Reads a whole file; *data is malloc'ed, ends with a zero byte that *size does not count; the caller frees.
  * Fails with the path and the system's word, or when the file is larger than `limit` bytes. */
 bool file_read(const char *path, char **data, size_t *size, size_t limit, Error *e);
-/* Writes path.tmp.<pid>, fsyncs, renames over path, fsyncs the folder: whoever reads sees the old file or the new one. */
+/* Writes path.tmp, fsyncs, renames over path, fsyncs the folder: whoever reads sees the old file or the new one. One process
+ * at a time writes to a folder; what a killed one has left in path.tmp, the next write replaces. */
 bool file_write_atomic(const char *path, const void *data, size_t size, Error *e);
 /* mkdir -p */
 bool make_dirs(const char *path, Error *e);

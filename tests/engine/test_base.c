@@ -63,11 +63,16 @@ TEST(base_file_write_atomic) {
     EXPECT(file_write_atomic(in_dir("old"), "newer", 5, &e) && file_read(in_dir("old"), &data, &n, 99, &e) && n == 5 && !strcmp(data, "newer"),
            "%s", e.text);
     free(data);
+    /* What a killed process has left goes with the next write. */
+    put(in_dir("old.tmp"), "half of a lar", 13);
+    EXPECT(file_write_atomic(in_dir("old"), "whole", 5, &e) && access(in_dir("old.tmp"), F_OK), "old.tmp is still there; %s", e.text);
+    EXPECT(file_read(in_dir("old"), &data, &n, 99, &e) && n == 5 && !strcmp(data, "whole"), "%s", e.text);
+    free(data);
     /* A target that cannot be replaced: the sentence says so, nothing is left beside it. */
     EXPECT(make_dirs(in_dir("d/target/full"), &e), "%s", e.text);
     EXPECT(!file_write_atomic(in_dir("d/target"), "x", 1, &e) && e.status == FAIL_DISK && strstr(e.text, "d/target: cannot write 1 bytes"), "%s",
            e.text);
-    snprintf(path, sizeof path, "%s/base-d/target.tmp.%d", test_dir(), (int)getpid());
+    snprintf(path, sizeof path, "%s/base-d/target.tmp", test_dir());
     EXPECT(access(path, F_OK), "%s was left", path);
     EXPECT(!file_write_atomic(in_dir("nowhere/x"), "x", 1, &e) && e.status == FAIL_DISK, "%s", e.text);
     char here[4096];
