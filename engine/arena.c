@@ -47,3 +47,28 @@ char *arena_strdup(Arena *a, const char *s, size_t n) {
     p[n] = 0;
     return p;
 }
+
+void arena_sort(Arena *scratch, void *p, int64_t n, size_t size, int (*compare)(const void *, const void *)) {
+    size_t mark = arena_mark(scratch);
+    char *from = p, *to = arena_alloc(scratch, (size_t)n * size);
+#define AT(base, i) ((base) + (size_t)(i) * size)
+    for (int64_t run = 1; run < n; run *= 2) {
+        for (int64_t begin = 0; begin < n; begin += 2 * run) {
+            int64_t i = begin, mid = MIN(begin + run, n), k = mid, end = MIN(begin + 2 * run, n);
+            if (mid == end || compare(AT(from, mid - 1), AT(from, mid)) <= 0) { /* in order already */
+                memcpy(AT(to, begin), AT(from, begin), (size_t)(end - begin) * size);
+                continue;
+            }
+            for (int64_t o = begin; o < end; o++) {
+                bool left = k >= end || (i < mid && compare(AT(from, i), AT(from, k)) <= 0);
+                memcpy(AT(to, o), left ? AT(from, i++) : AT(from, k++), size);
+            }
+        }
+        char *t = from;
+        from = to;
+        to = t;
+    }
+#undef AT
+    if (from != p) memcpy(p, from, (size_t)n * size);
+    arena_reset(scratch, mark);
+}

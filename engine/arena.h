@@ -24,5 +24,8 @@ void *arena_zalloc(Arena *a, size_t bytes);
 char *arena_strdup(Arena *a, const char *s, size_t n);
 #define ARENA_NEW(a, T, n) ((T *)arena_zalloc((a), (size_t)(n) * sizeof(T)))
 
+/* Stable merge sort of n elements of `size` bytes; `scratch`, a host arena, is given back. (glibc's qsort calls malloc.) */
+void arena_sort(Arena *scratch, void *p, int64_t n, size_t size, int (*compare)(const void *, const void *));
+
 static inline size_t arena_mark(const Arena *a) { return a->used; }
 static inline void arena_reset(Arena *a, size_t mark) { a->used = mark; }

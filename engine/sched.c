@@ -55,27 +55,10 @@ static bool advance(Sched *s, Job *j, int job, int step, uint8_t *left, int *sta
     return true;
 }
 
-static bool before(const Pending *p, const Pending *q) {
-    if (p->answerer != q->answerer) return p->answerer < q->answerer;
-    return p->job != q->job ? p->job < q->job : p->step < q->step;
-}
-
-/* Merge sort in the arena (qsort would call malloc in every wave); what comes in is nearly in order. */
-static void sort_pending(Pending *p, int64_t n, Arena *a) {
-    size_t mark = arena_mark(a);
-    Pending *from = p, *to = arena_alloc(a, (size_t)n * sizeof *to);
-    for (int64_t run = 1; run < n; run *= 2) {
-        for (int64_t begin = 0; begin < n; begin += 2 * run) {
-            int64_t i = begin, mid = MIN(begin + run, n), k = mid, end = MIN(begin + 2 * run, n);
-            for (int64_t o = begin; o < end; o++)
-                to[o] = k >= end || (i < mid && !before(&from[k], &from[i])) ? from[i++] : from[k++];
-        }
-        Pending *t = from;
-        from = to;
-        to = t;
-    }
-    if (from != p) memcpy(p, from, (size_t)n * sizeof *p);
-    arena_reset(a, mark);
+static int by_answerer(const void *x, const void *y) {
+    const Pending *p = x, *q = y;
+    if (p->answerer != q->answerer) return p->answerer - q->answerer;
+    return p->job != q->job ? p->job - q->job : p->step - q->step;
 }
 
 static uint64_t ask_hash(int answerer, const Ask *q) {
@@ -158,7 +141,7 @@ void sched_run(Sched *s, Ctx *c, Job *job, int njobs, Arena *a) {
         wave = arena_alloc(a, (size_t)n * sizeof *wave);
         memcpy(wave, s->pending, (size_t)n * sizeof *wave);
         s->npending = 0;
-        sort_pending(wave, n, a);
+        arena_sort(a, wave, n, sizeof *wave, by_answerer);
         int64_t *question = arena_alloc(a, (size_t)n * sizeof *question);
         for (int64_t begin = 0, end; begin < n; begin = end) {
             int64_t first = s->nquestions;

@@ -203,15 +203,12 @@ static void embed_source(Vilt *v, Ctx *c, const Ask *const *ask, const int (*siz
 typedef struct Fresh {
     const Ask *ask;
     int size[2];
-    int order;
 } Fresh;
 
 static int by_size(const void *a, const void *b) {
     const Fresh *x = a, *y = b;
     int px = x->size[0] * x->size[1], py = y->size[0] * y->size[1];
-    if (px != py) return px - py;
-    if (x->size[0] != y->size[0]) return x->size[0] - y->size[0];
-    return x->order - y->order;
+    return px != py ? px - py : x->size[0] - y->size[0];
 }
 
 /* Embeds the images of `ask` that this update has not seen, grouped so that padding stays under a quarter. */
@@ -222,11 +219,11 @@ static void embed_new(Vilt *v, Ctx *c, const Ask *ask, int64_t n) {
         TowerKey key = ask_image_key(&ask[i]);
         if (tower_find(&v->images, key)) continue;
         tower_add(&v->images, key, (TowerRow){-1, -1}); /* claimed; embed_source says where */
-        fresh[count] = (Fresh){.ask = &ask[i], .order = count};
+        fresh[count] = (Fresh){.ask = &ask[i]};
         vilt_size(v, ask[i].rect, fresh[count].size);
         count++;
     }
-    qsort(fresh, (size_t)count, sizeof *fresh, by_size);
+    arena_sort(c->host, fresh, count, sizeof *fresh, by_size);
     const Ask **list = arena_alloc(c->host, (size_t)count * sizeof *list);
     int(*size)[2] = arena_alloc(c->host, (size_t)count * sizeof *size);
     for (int begin = 0, end; begin < count; begin = end) {

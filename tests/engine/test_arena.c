@@ -35,6 +35,33 @@ TEST(arena_strdup) {
     arena_close(&a);
 }
 
+typedef struct Pair { int key, at; char rest[3]; } Pair;
+static int by_key(const void *x, const void *y) { return ((const Pair *)x)->key - ((const Pair *)y)->key; }
+
+/* In order, nothing lost, equal keys in the order in which they came; the arena as it was. */
+TEST(arena_sorts) {
+    static const int sizes[] = {0, 1, 2, 3, 7, 64, 65, 1000};
+    Arena a;
+    arena_open(&a, "test", NULL, 1 << 20);
+    for (int k = 0; k < COUNT_OF(sizes); k++)
+        for (int keys = 1; keys <= 1000; keys *= 10) { /* one key: stays as it is; many: few are equal */
+            int n = sizes[k], seen = 0;
+            Pair *p = ARENA_NEW(&a, Pair, n);
+            for (int i = 0; i < n; i++) p[i] = (Pair){(int)(hash_bytes(&i, sizeof i, (uint64_t)keys) % (uint64_t)keys), i, "ok"};
+            size_t mark = arena_mark(&a);
+            arena_sort(&a, p, n, sizeof *p, by_key);
+            EXPECT(arena_mark(&a) == mark, "%zu bytes of the arena are kept", arena_mark(&a) - mark);
+            for (int i = 1; i < n; i++)
+                EXPECT(p[i - 1].key < p[i].key || (p[i - 1].key == p[i].key && p[i - 1].at < p[i].at), "%d of %d, %d keys", i, n, keys);
+            for (int i = 0; i < n; i++)
+                seen += p[i].at >= 0 && p[i].at < n && p[i].key == (int)(hash_bytes(&p[i].at, sizeof p[i].at, (uint64_t)keys) % (uint64_t)keys) &&
+                        !strcmp(p[i].rest, "ok");
+            EXPECT(seen == n, "%d of %d are whole", seen, n);
+            arena_reset(&a, 0);
+        }
+    arena_close(&a);
+}
+
 /* Full: exit status 6 and the sizes. A size near 2^64 must not wrap. */
 static void overfill(void *size) {
     Arena a;
