@@ -93,6 +93,7 @@ int main(int argc, char **argv) {
         else
             a.word[a.nwords++] = argv[i];
     }
+    a.configured = yaml || nset;
     Status s = config_load(&a.cfg, yaml, set, nset, &e) ? v->run(&a, &e) : FAIL_CONFIG;
     if (s && *e.text) fprintf(stderr, "vpdistill %s: %s\n", v->name, e.text);
     if (!s && warn_count()) fprintf(stderr, "%d warnings\n", warn_count());

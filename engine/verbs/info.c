@@ -328,22 +328,12 @@ static Status run(Args *a, Error *e) {
         if (npaths++) putchar('\n');
         ok = print_path(a->word[i], tensors, e);
     }
-    /* A configuration was given when it differs from the defaults. */
-    Config defaults;
-    memset(&defaults, 0, sizeof defaults);
-    config_defaults(&defaults);
-    char *text[2];
-    size_t size[2];
-    for (int k = 0; k < 2; k++) {
-        FILE *f = open_memstream(&text[k], &size[k]);
-        if (!f) die(FAIL_MEMORY, "no memory for the configuration's text");
-        config_print(f, k ? &a->cfg : &defaults);
-        fclose(f);
+    if (ok && a->configured) {
+        if (npaths) putchar('\n');
+        config_print(stdout, &a->cfg);
+    } else if (ok && !npaths) {
+        print_machine(&a->cfg);
     }
-    if (ok && strcmp(text[0], text[1])) fputs(text[1], stdout);
-    else if (ok && !npaths) print_machine(&a->cfg);
-    free(text[0]);
-    free(text[1]);
     if (ok && fflush(stdout)) ok = fail_as(e, FAIL_DISK, "cannot write to the standard output: %s", strerror(errno));
     return verb_status(ok, e);
 }

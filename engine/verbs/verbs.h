@@ -7,6 +7,7 @@ typedef struct Args {
     Config cfg;
     char **word;
     int nwords;
+    bool configured; /* a YAML file or an assignment was given */
 } Args;
 
 typedef struct Verb {

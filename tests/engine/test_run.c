@@ -241,6 +241,8 @@ TEST(info_describes) {
     snprintf(config, sizeof config, "%s", write_text("info.yaml", "run:\n  seed: 12\n"));
     EXPECT(info_of(&c, "", "") == 0 && strstr(c.text, "oneDNN") && strstr(c.text, "processor") && strstr(c.text, "memory"), "%s", c.text);
     EXPECT(info_of(&c, config, "") == 0 && strstr(c.text, "seed: 12") && strstr(c.text, "distill:") && !strstr(c.text, "processor"), "%s", c.text);
+    EXPECT(info_of(&c, write_text("same.yaml", "run:\n  seed: 1\n"), "") == 0 && strstr(c.text, "seed: 1") && !strstr(c.text, "processor"),
+           "a configuration equal to the defaults: %s", c.text);
     EXPECT(info_of(&c, vqa, loc) == 0 && strstr(c.text, "vilt, answers VQA") && strstr(c.text, "owlvit, answers LOC") && strstr(c.text, "width 64") &&
                !strstr(c.text, "vilt.encoder"), "%s", c.text);
     EXPECT(info_of(&c, vqa, "--tensors") == 0 && strstr(c.text, "vilt.embeddings.cls_token") && strstr(c.text, "(1, 1, 64)"), "%s", c.text);
