@@ -12,8 +12,6 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { STEPS = 30 };
-
 static const char *folder(const char *name) {
     static char dir[300];
     Error e = {0};
@@ -58,15 +56,12 @@ static bool run_and_kill(Child *c, const char *dir, const char *line, double ms)
     return command_wait(c) == -SIGKILL;
 }
 
-static void check_resume(const char *what, const char *options, int kills, uint64_t seed) {
+/* `parts` of run.out (folders, or a file) must hold the same bytes in a run that was killed and one that was not. */
+static void check_resume(const char *what, const char *line, const char *const *parts, int nparts, int kills, uint64_t seed) {
     static Child c;
-    char line[2000], whole[300], cut[300], a[400], b[400], why[1300];
+    char whole[300], cut[300], a[400], b[400], why[1300];
     strcpy(whole, folder("whole"));
     strcpy(cut, folder("cut"));
-    snprintf(line, sizeof line,
-             "train data.kind=steps data.dir=%s model.vqa=%s/configs/models/tiny-vilt model.loc=%s/configs/models/tiny-owlvit "
-             "train.from_scratch=true train.steps=%d train.batch=8 train.save_every=4 run.out=out run.threads=2 %s",
-             tiny_scenes(), repository(), repository(), STEPS, options);
     double began = now_s();
     command_start(&c, whole, NULL, line);
     EXPECT(command_wait(&c) == 0, "%s: status %d: %s", what, c.status, c.text);
@@ -88,8 +83,7 @@ static void check_resume(const char *what, const char *options, int kills, uint6
     EXPECT(command_wait(&c) == 0, "%s: status %d: %s", what, c.status, c.text);
     EXPECT(killed > 0, "%s: it was never killed", what);
     fprintf(stderr, "    %s: killed %d times (%s ), %d of them in a save\n", what, killed, points, in_save);
-    static const char *const parts[] = {"checkpoint-000030", "model", "checkpoint-000028"};
-    for (int i = 0; i < COUNT_OF(parts); i++) {
+    for (int i = 0; i < nparts; i++) {
         snprintf(a, sizeof a, "%s/out/%s", whole, parts[i]);
         snprintf(b, sizeof b, "%s/out/%s", cut, parts[i]);
         EXPECT(same_folders(a, b, why, sizeof why), "%s: %s", what, why);
@@ -98,17 +92,40 @@ static void check_resume(const char *what, const char *options, int kills, uint6
     EXPECT(!has_unfinished(a), "%s: a temporary checkpoint is left", what);
 }
 
+static void check_train(const char *what, const char *options, int kills, uint64_t seed) {
+    static const char *const parts[] = {"checkpoint-000030", "model", "checkpoint-000028"};
+    char line[2000];
+    snprintf(line, sizeof line,
+             "train data.kind=steps data.dir=%s model.vqa=%s/configs/models/tiny-vilt model.loc=%s/configs/models/tiny-owlvit "
+             "train.from_scratch=true train.steps=30 train.batch=8 train.save_every=4 run.out=out run.threads=2 %s",
+             tiny_scenes(), repository(), repository(), options);
+    check_resume(what, line, parts, COUNT_OF(parts), kills, seed);
+}
+
 TEST(resume_vqa) {
     if (vpdistill())
-        for (uint64_t seed = 1; seed <= 2; seed++) check_resume("VQA", "train.module=vqa", 4, seed);
+        for (uint64_t seed = 1; seed <= 2; seed++) check_train("VQA", "train.module=vqa", 4, seed);
 }
 
 TEST(resume_vqa_accumulating) {
-    if (vpdistill()) check_resume("VQA, accumulating, augmented", "train.module=vqa train.accumulate=2 train.augment=0.5 train.schedule=cosine", 3, 3);
+    if (vpdistill()) check_train("VQA, accumulating, augmented", "train.module=vqa train.accumulate=2 train.augment=0.5 train.schedule=cosine", 3, 3);
 }
 
 TEST(resume_loc) {
-    if (vpdistill()) check_resume("LOC", "train.module=loc", 3, 4);
+    if (vpdistill()) check_train("LOC", "train.module=loc", 3, 4);
+}
+
+/* Two students, a teacher and the trace: what an update wrote after the last checkpoint is cut off and written again. */
+TEST(resume_distill) {
+    static const char *const parts[] = {"checkpoint-000008", "checkpoint-000006", "vqa", "loc", "trace"};
+    char line[2000];
+    if (!vpdistill()) return;
+    snprintf(line, sizeof line,
+             "distill data.dir=%s model.vqa=%s/configs/models/demo-vqa model.loc=%s/configs/models/demo-loc "
+             "model.teacher=%s/configs/models/demo-teacher model.loc_threshold=0.4 distill.steps=8 distill.programs=3 distill.lr_vqa=0.001 "
+             "distill.lr_loc=0.001 train.save_every=2 eval.limit=4 run.out=out trace.path=out/trace/lines.jsonl run.threads=2",
+             tiny_scenes(), repository(), repository(), repository());
+    check_resume("distillation", line, parts, COUNT_OF(parts), 4, 5);
 }
 
 /* Kills come from anywhere: also a run that is asked to end politely leaves whole checkpoints. */
