@@ -174,7 +174,7 @@ static bool load_image(Worker *w, Slot *s, Found *f, size_t *budget, Error *e) {
         if (at > l->cache_arena.size || room > l->cache_arena.size - at) {
             atomic_fetch_sub(&l->cache_used, room); /* full for this one; it stays claimed: nobody tries again */
         } else {
-            uint8_t *to = (uint8_t *)l->cache_arena.base + at;
+            uint8_t *to = (uint8_t *)l->cache_arena.piece[0].base + at;
             memcpy(to, f->view.rgb, bytes);
             c->rgb = to, c->w = f->view.w, c->h = f->view.h, c->cause = f->cause;
             atomic_store_explicit(&c->state, 2, memory_order_release);

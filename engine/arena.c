@@ -4,36 +4,66 @@
 #include <sys/mman.h>
 
 enum { ALIGN = 64 };
+/* Pieces double the arena, within these bounds: few allocations, and at most half of it in vain. */
+static const size_t PIECE_MIN = (size_t)64 << 20, PIECE_MAX = (size_t)1 << 30;
+
+static char *reserve(const Arena *a, size_t size) {
+    if (a->dev) return a->dev->alloc(a->dev, size);
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) die(FAIL_MEMORY, "arena %s: cannot reserve %zu bytes of address space", a->name, size);
+    return p;
+}
+
+static void add_piece(Arena *a, size_t size) {
+    CHECK(a->npieces < ARENA_PIECES, "arena %s has %d pieces", a->name, a->npieces);
+    a->piece[a->npieces].base = reserve(a, size);
+    a->piece[a->npieces].begin = a->size;
+    a->piece[a->npieces++].size = size;
+    a->size += size;
+}
 
 void arena_open(Arena *a, const char *name, Device *dev, size_t size) {
-    size = (size + 4095) & ~(size_t)4095;
-    *a = (Arena){.name = name, .dev = dev, .size = size};
-    if (dev) {
-        a->base = dev->alloc(dev, size);
-        return;
-    }
-    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) die(FAIL_MEMORY, "arena %s: cannot reserve %zu bytes of address space", name, size);
-    a->base = p;
+    *a = (Arena){.name = name, .dev = dev, .limit = (size + 4095) & ~(size_t)4095};
+    if (!dev || dev->reserves) add_piece(a, a->limit);
 }
 
 void arena_close(Arena *a) {
-    if (!a->base) return;
-    if (a->dev)
-        a->dev->release(a->dev, a->base, a->size);
-    else
-        munmap(a->base, a->size);
+    for (int i = 0; i < a->npieces; i++) {
+        if (a->dev) a->dev->release(a->dev, a->piece[i].base, a->piece[i].size);
+        else munmap(a->piece[i].base, a->piece[i].size);
+    }
     *a = (Arena){0};
 }
 
+/* Another piece of at least `bytes` when a card's arena may still grow. */
+static void grow(Arena *a, size_t bytes) {
+    if (bytes > a->limit - a->size) /* size <= limit always, so this cannot wrap */
+        die(FAIL_MEMORY, "arena %s is full: %zu bytes asked, %zu of %zu in use", a->name, bytes, a->used, a->limit);
+    size_t available, total;
+    a->dev->memory(a->dev, &available, &total);
+    const size_t want = MIN(MIN(MAX(PIECE_MIN, a->size), PIECE_MAX), available / 2);
+    add_piece(a, MIN((MAX(want, bytes) + 4095) & ~(size_t)4095, a->limit - a->size));
+}
+
+/* The first piece with room for `bytes` at or behind `used`, -1 when there is none. What a shorter one has left stays empty. */
+static int piece_for(const Arena *a, size_t bytes) {
+    for (int i = 0; i < a->npieces; i++) {
+        const size_t end = a->piece[i].begin + a->piece[i].size, at = MAX(a->used, a->piece[i].begin);
+        if (at <= end && bytes <= end - at) return i;
+    }
+    return -1;
+}
+
 void *arena_alloc(Arena *a, size_t bytes) {
-    if (bytes > a->size - a->used) /* used <= size always, so this cannot wrap */
-        die(FAIL_MEMORY, "arena %s is full: %zu bytes asked, %zu of %zu in use", a->name, bytes, a->used, a->size);
-    void *p = a->base + a->used;
-    size_t step = (bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1);
-    a->used = MIN(a->used + step, a->size);
+    int i = piece_for(a, bytes);
+    if (i < 0) {
+        grow(a, bytes);
+        i = a->npieces - 1;
+    }
+    const size_t at = MAX(a->used, a->piece[i].begin) - a->piece[i].begin, step = (bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1);
+    a->used = a->piece[i].begin + MIN(at + step, a->piece[i].size);
     a->peak = MAX(a->peak, a->used);
-    return p;
+    return a->piece[i].base + at;
 }
 
 void *arena_zalloc(Arena *a, size_t bytes) {

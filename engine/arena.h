@@ -1,20 +1,25 @@
 /* arena.h -- bump allocation by lifetime: run (parameters), step (activations, tape), scratch (inside one op).
  *
- * An arena reserves address space once and hands it out in order; reset gives all of it back at once.
- * Pages are touched when used and stay ours, so a step loop calls no allocator.
+ * An arena hands memory out in order; reset gives all of it back at once. What was taken stays ours, so a step loop calls no
+ * allocator. On the host and the CPU it is one piece of address space whose pages are taken when touched. A graphics card
+ * has nothing like it: there an arena grows by pieces until the largest update has been seen.
  */
 #pragma once
 #include "engine/base.h"
 #include "kernels/device.h"
 
+enum { ARENA_PIECES = 64 };
+
 typedef struct Arena {
     const char *name;
-    Device *dev;      /* who owns the memory; NULL = host */
-    char *base;
-    size_t used, peak, size;
+    Device *dev; /* who owns the memory; NULL = host */
+    struct { char *base; size_t begin, size; } piece[ARENA_PIECES]; /* bytes [begin, begin + size) of the whole */
+    int npieces;
+    size_t used, peak;
+    size_t size, limit; /* of all pieces; what they may become */
 } Arena;
 
-/* Reserves `size` bytes of address space (memory is taken when touched). dev NULL: host memory. */
+/* An arena of at most `size` bytes; none is taken yet. dev NULL: host memory. */
 void arena_open(Arena *a, const char *name, Device *dev, size_t size);
 void arena_close(Arena *a);
 /* `bytes` at a 64-byte boundary, contents undefined. Dies with the sizes when full. */

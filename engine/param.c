@@ -105,6 +105,8 @@ void params_alloc(ParamSet *ps, Device *dev, bool trained) {
         ps->m = arena_alloc(&ps->memory, bytes);
         ps->v = arena_alloc(&ps->memory, bytes);
     }
+    float *const buffer[] = {ps->value, ps->grad, ps->m, ps->v};
+    for (int k = 0; k < (trained ? 4 : 1); k++) dev->zero(dev, buffer[k], bytes); /* gaps between parameters count, too */
     for (int64_t i = 0; i < ps->nviews; i++) {
         Tensor *t = ps->view[i].t;
         t->data = ps->value + ps->view[i].at;

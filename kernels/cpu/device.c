@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 const Ops ops_cpu = {
 #define X(name) .name = cpu_##name,
@@ -74,7 +75,16 @@ static void zero(Device *d, void *p, size_t bytes) {
     if (bytes) memset(p, 0, bytes);
 }
 
-static void sync(Device *d) { (void)d; }
+static void after(Device *d, Stream *s, Stream *other) { (void)d, (void)s, (void)other; }
+
+static void wait_all(Device *d) { (void)d; }
+
+static void memory(Device *d, size_t *available, size_t *total) {
+    (void)d;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    *available = (size_t)sysconf(_SC_AVPHYS_PAGES) * page;
+    *total = (size_t)sysconf(_SC_PHYS_PAGES) * page;
+}
 
 /* The cores this process may use: what taskset, a container or the batch system left it. */
 static int cores(void) {
@@ -84,10 +94,11 @@ static int cores(void) {
 }
 
 Device *device_cpu(int nthreads) {
-    static Device dev = {.name = "cpu", .ops = &ops_cpu, .alloc = alloc, .release = release, .upload = copy,
-                         .download = copy, .zero = zero, .sync = sync};
+    static Device dev = {.name = "cpu", .ops = &ops_cpu, .reserves = true, .alloc = alloc, .release = release,
+                         .memory = memory, .upload = copy, .download = copy, .zero = zero, .after = after, .sync = wait_all};
     CHECK(nthreads >= 0, "device_cpu: %d threads", nthreads);
     dev.nthreads = nthreads ? nthreads : cores();
     omp_set_num_threads(dev.nthreads);
+    snprintf(dev.description, sizeof dev.description, "%d threads", dev.nthreads);
     return &dev;
 }

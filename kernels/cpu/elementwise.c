@@ -267,11 +267,6 @@ void cpu_dropout_bwd(Stream *s, DType t, void *dx, const void *dy, float p, uint
 
 /* ---- casts ---------------------------------------------------------------------------------------- */
 
-static inline uint16_t to_bf16(float x) {
-    uint32_t u = f32_bits(x), rounded = (u + 0x7FFFu + (u >> 16 & 1)) >> 16; /* nearest, ties to even */
-    return (uint16_t)((u & 0x7FFFFFFFu) > 0x7F800000u ? (u >> 16) | 0x40u : rounded); /* NaN stays NaN */
-}
-
 void cpu_cast(Stream *s, DType ty, void *y_, DType tx, const void *x_, int64_t n) {
     (void)s;
     if (ty == tx) {
@@ -280,7 +275,7 @@ void cpu_cast(Stream *s, DType ty, void *y_, DType tx, const void *x_, int64_t n
         uint16_t *y = y_;
         const float *x = x_;
         PAR_FOR_SIMD(n)
-        for (int64_t i = 0; i < n; i++) y[i] = to_bf16(x[i]);
+        for (int64_t i = 0; i < n; i++) y[i] = bf16_round(x[i]);
     } else {
         float *y = y_;
         const uint16_t *x = x_;

@@ -244,12 +244,6 @@ static void make_table(float table[3][256], const PatchSpec *p) {
         for (int v = 0; v < 256; v++) table[c][v] = ((float)(v * (1.0 / 255)) - p->mean[c]) / p->std[c];
 }
 
-static uint16_t to_bf16(float f) {
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16); /* to nearest, ties to even; the table has no NaN */
-}
-
 void cpu_image_patches(Stream *stream, DType t, void *patches, const ImageView *image, const Rect *rect,
                        const int (*size)[2], const PatchSpec *spec, int64_t B) {
     (void)stream;
@@ -260,7 +254,7 @@ void cpu_image_patches(Stream *stream, DType t, void *patches, const ImageView *
     CHECK(P >= 1 && spec->grid_h >= 0 && grid_w >= 0, "image_patches: patch %d, grid %d x %d", P, spec->grid_h, grid_w);
     make_table(table, spec);
     for (int c = 0; c < 3; c++)
-        for (int v = 0; v < 256; v++) table16[c][v] = to_bf16(table[c][v]);
+        for (int v = 0; v < 256; v++) table16[c][v] = bf16_round(table[c][v]);
 
 #pragma omp parallel for schedule(dynamic, 1) if (B > 1)
     for (int64_t b = 0; b < B; b++) {

@@ -53,7 +53,7 @@ static unsigned char *encode(int w, int h, int ncomp, J_COLOR_SPACE in, J_COLOR_
 }
 
 static void begin(void) {
-    if (!arena.base) arena_open(&arena, "test images", NULL, 64 << 20);
+    if (!arena.size) arena_open(&arena, "test images", NULL, 64 << 20);
     arena_reset(&arena, 0);
 }
 

@@ -23,8 +23,43 @@ TEST(arena_bumps) {
     EXPECT(a.used == a.size, "%zu", a.used);
     EXPECT(arena_alloc(&a, 0) != NULL, "nothing out of nothing left");
     arena_close(&a);
-    EXPECT(!a.base && !a.size, "closed");
+    EXPECT(!a.npieces && !a.size, "closed");
     arena_close(&a); /* twice is right */
+}
+
+/* A device that has no address space to reserve: the CPU's functions, and a count of what was taken. */
+static Device small;
+static size_t taken;
+static void *small_alloc(Device *d, size_t bytes) {
+    (void)d;
+    taken += bytes;
+    return xcalloc(bytes, 1);
+}
+static void small_release(Device *d, void *p, size_t bytes) {
+    (void)d;
+    taken -= bytes;
+    free(p);
+}
+
+TEST(arena_grows_by_pieces) {
+    small = *device_cpu(0);
+    small.reserves = false, small.alloc = small_alloc, small.release = small_release;
+    const size_t mb = (size_t)1 << 20;
+    Arena a;
+    arena_open(&a, "test", &small, 1000 * mb);
+    EXPECT(!taken, "%zu bytes before anything was asked", taken);
+    char *p = arena_alloc(&a, 40 * mb), *q = arena_alloc(&a, 24 * mb);
+    EXPECT(a.npieces == 1 && taken == 64 * mb && q == p + 40 * mb, "%d pieces of %zu bytes", a.npieces, taken);
+    size_t mark = arena_mark(&a);
+    char *r = arena_alloc(&a, 1), *s = arena_alloc(&a, 300 * mb); /* the second piece keeps what the first left */
+    EXPECT(a.npieces == 3 && taken == 428 * mb && a.used == taken, "%d pieces of %zu bytes, %zu used", a.npieces, taken, a.used);
+    r[0] = 1, memset(s, 1, 300 * mb);
+    arena_reset(&a, mark);
+    EXPECT(arena_alloc(&a, 1) == r && arena_alloc(&a, 300 * mb) == s && taken == 428 * mb, "a second update found other memory");
+    arena_reset(&a, 0);
+    EXPECT(arena_alloc(&a, 64 * mb) == p && arena_alloc(&a, 64 * mb) == r, "pieces are not used from the front");
+    arena_close(&a);
+    EXPECT(!taken, "%zu bytes kept", taken);
 }
 
 TEST(arena_strdup) {

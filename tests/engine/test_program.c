@@ -11,7 +11,7 @@ static Arena arena;
 
 /* Room for one program and its run; what was there before is gone. */
 static Arena *fresh(void) {
-    if (!arena.base) arena_open(&arena, "test programs", NULL, 64 << 20);
+    if (!arena.size) arena_open(&arena, "test programs", NULL, 64 << 20);
     arena_reset(&arena, 0);
     return &arena;
 }

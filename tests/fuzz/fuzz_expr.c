@@ -8,7 +8,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static Arena arena;
-    if (!arena.base) arena_open(&arena, "fuzz", NULL, 64 << 20);
+    if (!arena.size) arena_open(&arena, "fuzz", NULL, 64 << 20);
     if (size > 8192) return 0;
     const uint8_t *zero = memchr(data, 0, size);
     size_t nvar = zero ? (size_t)(zero - data) : 0, ntext = zero ? size - nvar - 1 : size;

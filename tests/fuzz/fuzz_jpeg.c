@@ -5,7 +5,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static Arena arena;
-    if (!arena.base) arena_open(&arena, "fuzz", NULL, 64 << 20);
+    if (!arena.size) arena_open(&arena, "fuzz", NULL, 64 << 20);
     arena_reset(&arena, 0);
     if (size < 1) return 0;
     ImageView v = {0};

@@ -22,7 +22,7 @@ static void answer(Value *out, const Program *p, int i, Arena *a) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static Arena arena;
-    if (!arena.base) arena_open(&arena, "fuzz", NULL, 64 << 20);
+    if (!arena.size) arena_open(&arena, "fuzz", NULL, 64 << 20);
     for (int k = 0; k < 4; k++) {
         arena_reset(&arena, 0);
         Dialect d = k & 1 ? dialect_nlvr : dialect_gqa;

@@ -17,7 +17,7 @@ TEST(device_memory) {
     EXPECT(!strcmp(d->name, "cpu") && d->ops == &ops_cpu && d->nthreads >= 1, "%s, %d threads", d->name, d->nthreads);
     const size_t size = (size_t)64 << 30; /* address space only: much more than this test may use */
     unsigned char *p = d->alloc(d, size), there[5], from[5] = {1, 2, 3, 4, 5};
-    EXPECT(p[0] == 0 && p[size - 1] == 0, "fresh memory is not zero");
+    p[size - 1] = 1;
     d->upload(d, p + 1000, from, 5);
     d->download(d, there, p + 1000, 5);
     EXPECT(!memcmp(there, from, 5), "a round trip changed the bytes");

@@ -7,7 +7,7 @@
 static Arena arena;
 
 static Arena *fresh(void) {
-    if (!arena.base) arena_open(&arena, "test steps", NULL, 16 << 20);
+    if (!arena.size) arena_open(&arena, "test steps", NULL, 16 << 20);
     arena_reset(&arena, 0);
     return &arena;
 }
