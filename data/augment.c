@@ -73,13 +73,110 @@ static void blur(uint8_t *out, const uint8_t *in, int w, int h) {
     }
 }
 
-void augment_image(uint8_t *out, ImageView in, uint64_t seed, float strength) {
+/* ---- another ground ------------------------------------------------------------------------------- */
+
+/* The commonest colour: the mean of the fullest cell of a histogram of 8 x 8 x 8 cells. On a plain ground that is the ground. */
+static void commonest(float out[3], ImageView in) {
+    enum { CELLS = 512 };
+    uint32_t count[CELLS] = {0}, sum[CELLS][3] = {{0}};
+    size_t n = (size_t)in.w * (size_t)in.h;
+    int best = 0;
+    for (size_t i = 0; i < n; i++) {
+        const uint8_t *p = in.rgb + 3 * i;
+        int cell = (p[0] >> 5) << 6 | (p[1] >> 5) << 3 | p[2] >> 5;
+        count[cell]++;
+        for (int c = 0; c < 3; c++) sum[cell][c] += p[c];
+        if (count[cell] > count[best]) best = cell;
+    }
+    for (int c = 0; c < 3; c++) out[c] = count[best] ? (float)sum[best][c] / (float)count[best] : 0;
+}
+
+/* How much a pixel is ground: 1 within NEAR levels of its colour, 0 from FAR on. */
+static float is_ground(const uint8_t *p, const float ground[3]) {
+    const float NEAR = 12, FAR = 30;
+    float most = 0;
+    for (int c = 0; c < 3; c++) {
+        float d = fabsf((float)p[c] - ground[c]);
+        most = d > most ? d : most;
+    }
+    float k = (FAR - most) / (FAR - NEAR);
+    return k < 0 ? 0 : k > 1 ? 1 : k;
+}
+
+static void mix(uint8_t *p, const float color[3], float a) {
+    for (int c = 0; c < 3; c++) p[c] = (uint8_t)((float)p[c] + a * (color[c] - (float)p[c]) + 0.5f);
+}
+
+/* Paints a capsule from (x0, y0) to (x1, y1), `r` pixels to each side; only = NULL: over everything, else only as far as the pixel
+ * of this ground colour shows the ground (strokes lie behind the objects). */
+static void stroke(uint8_t *rgb, ImageView in, float x0, float y0, float x1, float y1, float r, const float color[3],
+                   const float *only) {
+    float ex = x1 - x0, ey = y1 - y0, len2 = ex * ex + ey * ey;
+    int left = (int)fmaxf(fminf(x0, x1) - r - 1, 0), right = (int)fminf(fmaxf(x0, x1) + r + 2, (float)in.w);
+    int top = (int)fmaxf(fminf(y0, y1) - r - 1, 0), bottom = (int)fminf(fmaxf(y0, y1) + r + 2, (float)in.h);
+    for (int y = top; y < bottom; y++)
+        for (int x = left; x < right; x++) {
+            float px = (float)x + 0.5f - x0, py = (float)y + 0.5f - y0;
+            float t = len2 > 0 ? (px * ex + py * ey) / len2 : 0;
+            t = t < 0 ? 0 : t > 1 ? 1 : t;
+            float dx = px - t * ex, dy = py - t * ey, cover = r + 0.5f - sqrtf(dx * dx + dy * dy);
+            size_t at = ((size_t)y * (size_t)in.w + (size_t)x) * 3;
+            cover = cover < 0 ? 0 : cover > 1 ? 1 : cover;
+            mix(rgb + at, color, only ? cover * is_ground(in.rgb + at, only) : cover);
+        }
+}
+
+static void draw_strokes(uint8_t *rgb, ImageView in, Draw *d, int n, float thickest, const float *only) {
+    for (int k = 0; k < n; k++) {
+        float color[3], x = unit(d) * (float)in.w, y = unit(d) * (float)in.h, r = range(d, 0.5f, thickest);
+        float reach = 0.15f * (float)(in.w + in.h) / 2;
+        for (int c = 0; c < 3; c++) color[c] = range(d, 0, 255);
+        for (int bends = 1 + (int)(unit(d) * 3); bends > 0; bends--) {
+            float x1 = x + range(d, -reach, reach), y1 = y + range(d, -reach, reach);
+            stroke(rgb, in, x, y, x1, y1, r, color, only);
+            x = x1;
+            y = y1;
+        }
+    }
+}
+
+/* Puts what has the commonest colour on another ground, with scribbles on it and a few over everything (domain randomisation,
+ * Tobin et al. 2017). */
+static void change_ground(uint8_t *rgb, ImageView in, Draw *d) {
+    float ground[3], rough = range(d, 0, 0.6f);
+    commonest(ground, in);
+    Tint big = draw_tint(d, 1), fine = draw_tint(d, 1);
+    fine.kind = fine.kind ? fine.kind : 2;
+    for (int y = 0; y < in.h; y++)
+        for (int x = 0; x < in.w; x++) {
+            size_t at = ((size_t)y * (size_t)in.w + (size_t)x) * 3;
+            float k = is_ground(in.rgb + at, ground), color[3], detail[3];
+            if (k == 0) continue;
+            float u = (float)x / (float)in.w, v = (float)y / (float)in.h;
+            tint_at(&big, (float)x, (float)y, u, v, color);
+            tint_at(&fine, (float)x, (float)y, u, v, detail);
+            for (int c = 0; c < 3; c++) color[c] += rough * (detail[c] - color[c]);
+            mix(rgb + at, color, k);
+        }
+    draw_strokes(rgb, in, d, (int)(unit(d) * 13), 4, ground);
+    draw_strokes(rgb, in, d, (int)(unit(d) * 4), 1.2f, NULL);
+}
+
+/* ---- all of it ------------------------------------------------------------------------------------ */
+
+void augment_image(uint8_t *out, ImageView in, uint64_t seed, float strength, float ground, uint8_t *scratch) {
     size_t n = (size_t)in.w * (size_t)in.h * 3;
+    Draw d = {.key = seed ^ UINT64_C(0x9E3779B97F4A7C15)};
+    if (unit(&d) < ground) {
+        memcpy(scratch, in.rgb, n);
+        change_ground(scratch, in, &d);
+        in.rgb = scratch;
+    }
     if (strength <= 0) {
         memcpy(out, in.rgb, n);
         return;
     }
-    Draw d = {.key = seed};
+    d = (Draw){.key = seed};
     if (unit(&d) < 0.4f * strength)
         blur(out, in.rgb, in.w, in.h);
     else

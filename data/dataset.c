@@ -158,6 +158,55 @@ int64_t dataset_find(const Dataset *d, const char *id) {
     return found ? found->value : -1;
 }
 
+/* ---- by image ----------------------------------------------------------------------------------------------- */
+
+typedef struct Grouped { int image[2]; int64_t item; } Grouped;
+
+static int by_images(const void *a, const void *b) {
+    const Grouped *x = a, *y = b;
+    for (int k = 0; k < 2; k++)
+        if (x->image[k] != y->image[k]) return x->image[k] < y->image[k] ? -1 : 1;
+    return (x->item > y->item) - (x->item < y->item);
+}
+
+void image_groups_open(ImageGroups *g, const Dataset *d) {
+    const int64_t n = d->nsamples;
+    Grouped *list = xcalloc((size_t)n + 1, sizeof *list);
+    *g = (ImageGroups){.group = {.type = d->type, .images = d->images}};
+    g->group.sample = xcalloc((size_t)n + 1, sizeof *g->group.sample);
+    g->first = xcalloc((size_t)n + 1, sizeof *g->first);
+    g->item = xcalloc((size_t)n + 1, sizeof *g->item);
+    for (int64_t i = 0; i < n; i++) list[i] = (Grouped){{d->sample[i].image[0], d->sample[i].image[1]}, i};
+    qsort(list, (size_t)n, sizeof *list, by_images);
+    for (int64_t i = 0; i < n; i++) {
+        const Sample *s = &d->sample[g->item[i] = list[i].item];
+        if (i && !memcmp(list[i].image, list[i - 1].image, sizeof list[i].image)) continue;
+        g->first[g->group.nsamples] = i;
+        g->group.sample[g->group.nsamples++] = (Sample){.image = {s->image[0], s->image[1]}, .nimages = s->nimages};
+    }
+    g->first[g->group.nsamples] = n;
+    free(list);
+}
+
+void image_groups_close(ImageGroups *g) {
+    free(g->group.sample);
+    free(g->first);
+    free(g->item);
+    *g = (ImageGroups){0};
+}
+
+int image_groups_choose(const ImageGroups *g, int64_t at, int k, uint64_t seed, int64_t *out) {
+    const int64_t *item = g->item + g->first[at];
+    int64_t n = g->first[at + 1] - g->first[at], left = k && k < n ? k : n;
+    int taken = 0;
+    /* Selection sampling (Knuth, 3.4.2 S): each is taken with the chance left / what remains. */
+    for (int64_t i = 0; i < n && taken < left; i++) {
+        uint64_t key[2] = {(uint64_t)at, (uint64_t)i};
+        if (hash_bytes(key, sizeof key, seed) % (uint64_t)(n - i) < (uint64_t)(left - taken)) out[taken++] = item[i];
+    }
+    return taken;
+}
+
 /* A path from a file may only lead into the dataset's folder. */
 static bool path_is_inside(const char *path) {
     if (!*path || *path == '/' || strlen(path) > 1024) return false;

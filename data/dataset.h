@@ -80,6 +80,15 @@ int dataset_item_images(const Dataset *d, int64_t i, int image[2]);
 /* Item index of the question with this id, or -1. */
 int64_t dataset_find(const Dataset *d, const char *id);
 
+/* Questions grouped by the images they are about: a dataset of one item per group, for a loader to draw from, so that what
+ * is asked about an image comes together. Group k's questions are d->sample[item[first[k]]] .. item[first[k + 1] - 1], in the
+ * order of the file; groups are in the order of their images. d is borrowed. */
+typedef struct ImageGroups { Dataset group; int64_t *first, *item; } ImageGroups;
+void image_groups_open(ImageGroups *g, const Dataset *d);
+void image_groups_close(ImageGroups *g); /* also right for one that is all zero */
+/* Puts up to k (0: all) different questions of group `at` into out, a function of seed; in the order of the file. Returns how many. */
+int image_groups_choose(const ImageGroups *g, int64_t at, int k, uint64_t seed, int64_t *out);
+
 /* ---- scene graphs ------------------------------------------------------------------------------------------- */
 
 typedef struct GraphRelation { const char *name; int object; } GraphRelation; /* this object --name--> object */

@@ -68,6 +68,7 @@
     FLOAT(clip, 1, 0, 1000000, "largest global gradient norm; 0: no clipping")                               \
     FLOAT(label_smoothing, 0, 0, 0.999, "share of the target spread over all answers")                       \
     FLOAT(augment, 0, 0, 1, "strength of photometric augmentation of data.dir's images")                     \
+    FLOAT(augment_ground, 0, 0, 1, "share of data.dir's images whose plain ground is painted over")          \
     FLOAT(loc_l1, 1, 0, 1000, "LOC: weight of the box distance, in matching and loss")                       \
     FLOAT(loc_giou, 1, 0, 1000, "LOC: weight of the generalised IoU term, in matching and loss")             \
     FLOAT(loc_alpha, 0.3, -1, 1, "LOC: focal loss, weight of positives; negative: no balancing")             \
@@ -101,6 +102,7 @@
     INT(candidates, 8, 1, 32, "LOC: boxes that the teacher verifies per question")                           \
     CHOICE(verify, "words", "exists|words", "LOC: asks if the object is there, or also what it is, its color, its pattern") \
     INT(programs, 64, 1, 65536, "programs of one step")                                                      \
+    INT(per_image, 8, 1, 65536, "most programs of one image in a step: they share its towers and its proposals") \
     INT(steps, 200, 0, 1000000000, "optimizer steps")                                                        \
     FLOAT(lr_vqa, 1e-4, 0, 10, "highest learning rate of the VQA module")                                    \
     FLOAT(lr_loc, 1e-4, 0, 10, "highest learning rate of the LOC module")

@@ -12,28 +12,43 @@
 
 /* ---- the step ------------------------------------------------------------------------------------- */
 
-/* Jobs of the batch's samples whose program parsed. */
-static int make_jobs(Distiller *d, const Batch *b, Job *job, const char **gold, const Sample **sample) {
-    int n = 0;
+/* The jobs of a batch, one per program. */
+typedef struct Jobs {
+    int n;
+    Job *job;
+    const char **gold;     /* the task's answer */
+    const Sample **sample; /* where they come from */
+} Jobs;
+
+/* Jobs of the batch's images whose program parsed. */
+static Jobs make_jobs(Distiller *d, const Batch *b, int64_t step) {
     Arena *a = &d->run.host;
+    int64_t most = 0;
+    for (int i = 0; i < b->n; i++) most += d->by_image.first[b->item[i] + 1] - d->by_image.first[b->item[i]];
+    Jobs j = {.job = arena_alloc(a, (size_t)most * sizeof *j.job),
+              .gold = arena_alloc(a, (size_t)most * sizeof *j.gold),
+              .sample = arena_alloc(a, (size_t)most * sizeof *j.sample)};
+    int64_t *chosen = arena_alloc(a, (size_t)most * sizeof *chosen);
     for (int i = 0; i < b->n; i++) {
-        const Sample *s = &d->data.sample[b->item[i]];
-        const Program *p = d->program[b->item[i]];
-        if (!p || !s->answer) continue;
         ImageView *image = arena_alloc(a, 2 * sizeof *image);
-        uint64_t *id = arena_alloc(a, 2 * sizeof *id);
-        Value *vars = ARENA_NEW(a, Value, p->nslots);
-        for (int k = 0; k < p->ninputs; k++) {
-            int at = b->image_of[i][k];
-            image[k] = b->image[at];
-            id[k] = b->image_id[at];
-            vars[k] = value_image(id[k], image[k].w, image[k].h);
+        uint64_t *id = arena_alloc(a, 2 * sizeof *id), seed = hash_bytes(&step, sizeof step, (uint64_t)d->cfg->run.seed);
+        for (int k = 0; k < 2 && b->image_of[i][k] >= 0; k++) {
+            image[k] = b->image[b->image_of[i][k]];
+            id[k] = b->image_id[b->image_of[i][k]];
         }
-        job[n] = (Job){.prog = p, .vars = vars, .image = image, .image_id = id};
-        gold[n] = s->answer;
-        sample[n++] = s;
+        int n = image_groups_choose(&d->by_image, b->item[i], d->per_image, seed, chosen);
+        for (int q = 0; q < n; q++) {
+            const Sample *s = &d->data.sample[chosen[q]];
+            const Program *p = d->program[chosen[q]];
+            if (!p || !s->answer) continue;
+            Value *vars = ARENA_NEW(a, Value, p->nslots);
+            for (int k = 0; k < p->ninputs; k++) vars[k] = value_image(id[k], image[k].w, image[k].h);
+            j.job[j.n] = (Job){.prog = p, .vars = vars, .image = image, .image_id = id};
+            j.gold[j.n] = s->answer;
+            j.sample[j.n++] = s;
+        }
     }
-    return n;
+    return j;
 }
 
 /* Staying near the starting outputs on the replay set (Li & Hoiem 2016, with data of the old domain). */
@@ -71,9 +86,9 @@ static double retain_loss(Distiller *d, Student *s, int64_t step, Error *e) {
     return loss + loss_value(c, op_box_loss(c, box, to_host(c, was.boxes), bw, 1, 0, false));
 }
 
-static void count(StepStats *out, const Job *job, int njobs, const Labelling *l, int waves) {
-    out->programs = njobs;
-    for (int i = 0; i < njobs; i++) out->failed += job[i].failed;
+static void count(StepStats *out, const Jobs *j, const Labelling *l, int waves) {
+    out->programs = j->n;
+    for (int i = 0; i < j->n; i++) out->failed += j->job[i].failed;
     out->student_right = l->student_right;
     out->label_right = l->right;
     out->waves = waves;
@@ -148,18 +163,15 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
     module_begin(d->loc.module);
 
     /* Every program of the batch, in waves. The students' outputs stay on the tape; the teacher answers beside them. */
-    Job *job = arena_alloc(a, (size_t)MAX(b->n, 1) * sizeof *job);
-    const char **gold = arena_alloc(a, (size_t)MAX(b->n, 1) * sizeof *gold);
-    const Sample **sample = arena_alloc(a, (size_t)MAX(b->n, 1) * sizeof *sample);
-    int njobs = make_jobs(d, b, job, gold, sample);
-    sched_run(&d->sched, c, job, njobs, a);
+    Jobs j = make_jobs(d, b, step);
+    sched_run(&d->sched, c, j.job, j.n, a);
 
     /* Which labels hold, given the program and the task's answer. */
     Labelling l;
-    distill_label(&l, &d->sched, job, gold, d->style, njobs, d->vqa.module, d->cfg, a);
-    if (d->trace && !write_trace(d, step, sample, &l, e)) return false;
+    distill_label(&l, &d->sched, j.job, j.gold, d->style, j.n, d->vqa.module, d->cfg, a);
+    if (d->trace && !write_trace(d, step, j.sample, &l, e)) return false;
 
-    count(out, job, njobs, &l, d->sched.waves);
+    count(out, &j, &l, d->sched.waves);
     if (!d->learn) return true;
 
     /* The losses, divided by what was kept. */
@@ -248,6 +260,8 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
     if (!programs_parse(&d->data, nlvr ? &dialect_nlvr : &dialect_gqa, &d->program, &d->programs, &bad))
         return fail_as(e, FAIL_DATA, "%s: none of its %" PRId64 " questions has a program that parses",
                        cfg->data.dir, d->data.nsamples);
+    image_groups_open(&d->by_image, &d->data);
+    d->per_image = cfg->distill.per_image;
     d->teacher.attributes = cfg->distill.verify == VERIFY_WORDS;
     d->teacher.max_candidates = MIN(cfg->distill.candidates, MAX_CANDIDATES);
     guided_answerer(&d->vqa.guided, &d->vqa.answerer, &d->teacher, cfg->distill.steer == STEER_TEACHER);
@@ -263,6 +277,7 @@ void distiller_close(Distiller *d) {
     student_close(&d->vqa);
     student_close(&d->loc);
     if (d->teacher.vqa) teacher_close(&d->teacher);
+    image_groups_close(&d->by_image);
     dataset_close(&d->data);
     free(d->program);
     arena_close(&d->programs);

@@ -27,6 +27,8 @@ typedef struct Distiller {
     Run run;
     const Config *cfg;
     Dataset data;
+    ImageGroups by_image;    /* of its questions: what loaders draw, so that a batch's item is a group */
+    int per_image;           /* programs taken of one image in a step; 0: all */
     Program **program;       /* of each sample; NULL: it does not parse */
     Arena programs;
     AnswerStyle style;
@@ -44,5 +46,5 @@ bool programs_parse(const Dataset *d, const Dialect *dialect, Program ***out, Ar
 
 bool distiller_open(Distiller *d, const Config *cfg, Error *e);
 void distiller_close(Distiller *d);
-/* Runs the batch's programs, asks the teacher, learns (when d->learn). A NaN is an error (FAIL_NUMERIC). */
+/* Runs programs of the batch's images (items of d->by_image), asks the teacher, learns (when d->learn). A NaN is an error (FAIL_NUMERIC). */
 bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error *e);

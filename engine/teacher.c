@@ -31,7 +31,24 @@ bool teacher_open(Teacher *t, const char *folder, const Module *student_vqa, boo
 void teacher_close(Teacher *t) {
     module_close(t->vqa);
     free(t->to_student);
+    tower_free(&t->seen);
     *t = (Teacher){0};
+}
+
+/* The asks without repetition: `once` of them, ask i is the row[i]-th. */
+static int64_t distinct_asks(Teacher *t, const Ask *ask, int64_t n, Ask *once, int32_t *row) {
+    int64_t k = 0;
+    tower_clear(&t->seen);
+    for (int64_t i = 0; i < n; i++) {
+        TowerKey image = ask_image_key(&ask[i]), text = ask_text_key(&ask[i]);
+        TowerKey key = {image.a ^ text.a, image.b ^ text.b, image.c ^ text.a};
+        const TowerRow *known = tower_find(&t->seen, key);
+        row[i] = known ? known->row : (int32_t)k;
+        if (known) continue;
+        tower_add(&t->seen, key, (TowerRow){0, (int32_t)k});
+        once[k++] = ask[i];
+    }
+    return k;
 }
 
 void teacher_ask(Teacher *t, Ctx *c, const Ask *ask, int64_t n, float *p) {
@@ -39,18 +56,25 @@ void teacher_ask(Teacher *t, Ctx *c, const Ask *ask, int64_t n, float *p) {
     c->tape = NULL;
     int64_t V = t->vqa->nlabels;
     bool multi = module_multi_label(t->vqa);
-    for (int64_t at = 0; at < n; at += t->max_batch) {
+    size_t mark = arena_mark(c->host);
+    Ask *once = arena_alloc(c->host, (size_t)n * sizeof *once);
+    int32_t *row = arena_alloc(c->host, (size_t)n * sizeof *row);
+    int64_t nonce = distinct_asks(t, ask, n, once, row);
+    float *answer = arena_alloc(c->host, (size_t)(nonce * V) * sizeof *answer);
+    for (int64_t at = 0; at < nonce; at += t->max_batch) {
         size_t step = arena_mark(c->step), host = arena_mark(c->host);
-        int64_t k = MIN(t->max_batch, n - at);
+        int64_t k = MIN(t->max_batch, nonce - at);
         Outputs out;
         module_begin(t->vqa); /* its cached embeddings go with the memory below */
-        module_forward(t->vqa, c, ask + at, k, &out);
+        module_forward(t->vqa, c, once + at, k, &out);
         const float *logits = to_host(c, out.logits);
-        for (int64_t i = 0; i < k; i++) answer_probs(p + (at + i) * V, logits + i * V, V, 1, multi);
+        for (int64_t i = 0; i < k; i++) answer_probs(answer + (at + i) * V, logits + i * V, V, 1, multi);
         arena_reset(c->step, step);
         arena_reset(c->host, host);
     }
-    t->asked += n;
+    for (int64_t i = 0; i < n; i++) memcpy(p + i * V, answer + row[i] * V, (size_t)V * sizeof *p);
+    t->asked += nonce;
+    arena_reset(c->host, mark);
     c->tape = tape;
 }
 
@@ -131,112 +155,172 @@ static void find_leaders(Label *l) {
     memcpy(l->candidate + l->nleaders, follower, (size_t)nfollowers * sizeof *follower);
 }
 
-/* ---- LOC, word by word ------------------------------------------------------------------------------ */
+/* ---- LOC: proposals --------------------------------------------------------------------------------- */
+
+/* What one rectangle holds, whatever was asked: a box that any phrase finds likely is a proposal for all. One look at each
+ * then serves every phrase. */
+typedef struct Proposals {
+    int64_t ask; /* the first about this rectangle */
+    int n;
+    Box *box;
+    Ask *crop;   /* (n) as the teacher is shown them, asked "What is this?" */
+    float *what; /* (n, V_teacher) its answers */
+} Proposals;
+
+static int64_t find_proposals(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, const Outputs *out,
+                              Proposals *list, int32_t *of, Arena *a) {
+    Teacher *t = g->teacher;
+    int Q = (int)out->logits->shape[1], K = MIN(t->max_candidates, MAX_CANDIDATES);
+    const float *logits = to_host(c, out->logits), *boxes = to_host(c, out->boxes);
+    int64_t nlist = 0;
+    tower_clear(&t->seen);
+    for (int64_t i = 0; i < n; i++) {
+        TowerKey key = ask_image_key(&ask[i]);
+        const TowerRow *known = tower_find(&t->seen, key);
+        of[i] = known ? known->row : (int32_t)nlist;
+        if (known) continue;
+        tower_add(&t->seen, key, (TowerRow){0, (int32_t)nlist});
+        list[nlist++] = (Proposals){.ask = i};
+    }
+    float *score = ARENA_NEW(a, float, nlist *Q);
+    for (int64_t i = 0; i < n; i++)
+        for (int q = 0; q < Q; q++) score[of[i] * Q + q] = MAX(score[of[i] * Q + q], sigmoid(logits[i * Q + q]));
+    for (int64_t k = 0; k < nlist; k++) {
+        Proposals *p = &list[k];
+        const Ask *first = &ask[p->ask];
+        p->box = arena_alloc(a, (size_t)K * sizeof *p->box);
+        p->crop = arena_alloc(a, (size_t)K * sizeof *p->crop);
+        p->n = loc_postprocess(p->box, K, boxes + p->ask * Q * 4, score + k * Q, Q, rect_w(first->rect),
+                               rect_h(first->rect), t->floor, CANDIDATE_TAU, g->student->strict, a);
+        for (int j = 0; j < p->n; j++)
+            p->crop[j] = (Ask){first->image, first->image_id, shown(first->rect, p->box[j].rect, t->grow), "What is this?"};
+    }
+    return nlist;
+}
+
+/* Asks of every proposal what it is. */
+static void look_at_proposals(Teacher *t, Ctx *c, Proposals *list, int64_t n, Arena *a) {
+    int64_t total = 0, at = 0, V = t->vqa->nlabels;
+    for (int64_t k = 0; k < n; k++) total += list[k].n;
+    Ask *all = arena_alloc(a, (size_t)total * sizeof *all);
+    float *what = arena_alloc(a, (size_t)(total * V) * sizeof *what);
+    for (int64_t k = 0; k < n; k++) {
+        memcpy(all + at, list[k].crop, (size_t)list[k].n * sizeof *all);
+        list[k].what = what + at * V;
+        at += list[k].n;
+    }
+    teacher_ask(t, c, all, total, what);
+}
+
+/* ---- LOC: is it what the phrase says? ---------------------------------------------------------------- */
 
 /* A phrase is words that the teacher knows as answers: the last is what the thing is, those before are its attributes. Which
  * question a word answers need not be known: under the others its probability is near 0, so the largest counts. */
 static const char *const attribute_questions[] = {"What color is the %s?", "What pattern is on the %s?",
                                                   "What size is the %s?"};
-enum { MAX_WORDS = 4, WORTH_ASKING = 4 /* 1/4: below this `yes`, a candidate is not it */ };
+enum { MAX_WORDS = 4, WORTH_ASKING = 8 /* 1/8: a candidate that is this noun with less probability is not it */ };
 
-typedef struct Word {
-    int label, first, n;
-} Word; /* its questions in the list; label -1: not an answer, it says nothing */
+typedef struct Phrase {
+    int nwords, label[MAX_WORDS]; /* label -1: no answer of the teacher, the word says nothing */
+    const char *exists;           /* "Is there a red ball?" */
+    const char *ask[COUNT_OF(attribute_questions)];
+} Phrase;
 
-/* Adds the questions that the words of a phrase call for about one crop; returns the number of words. */
-static int word_questions(const Teacher *t, const Ask *crop, const char *phrase, Word *word, Ask *ask,
-                          int64_t *n, Arena *a) {
-    char text[96], *save = NULL, *w[MAX_WORDS];
-    int nwords = 0;
-    snprintf(text, sizeof text, "%s", phrase);
-    for (char *p = strtok_r(text, " ", &save); p && nwords < MAX_WORDS; p = strtok_r(NULL, " ", &save))
-        w[nwords++] = p;
-    for (int i = 0; i < nwords; i++) {
-        word[i] = (Word){find_label(t->vqa, w[i]), (int)*n, 0};
-        if (word[i].label < 0) continue;
-        bool noun = i == nwords - 1;
-        for (int q = 0; q < (noun ? 1 : COUNT_OF(attribute_questions)); q++) {
-            char question[160];
-            if (noun)
-                snprintf(question, sizeof question, "What is this?");
-            else
-                snprintf(question, sizeof question, attribute_questions[q], w[nwords - 1]);
-            ask[*n] = *crop;
-            ask[(*n)++].query = arena_strdup(a, question, strlen(question));
-            word[i].n++;
-        }
+static Phrase phrase_of(const Teacher *t, const char *query, Arena *a) {
+    Phrase p = {0};
+    char text[96], question[160], *save = NULL, *w[MAX_WORDS];
+    snprintf(text, sizeof text, "%s", query);
+    for (char *word = strtok_r(text, " ", &save); word && p.nwords < MAX_WORDS; word = strtok_r(NULL, " ", &save))
+        w[p.nwords++] = word;
+    for (int i = 0; i < p.nwords; i++) p.label[i] = find_label(t->vqa, w[i]);
+    verify_question(question, sizeof question, query);
+    p.exists = arena_strdup(a, question, strlen(question));
+    for (int q = 0; p.nwords > 1 && q < COUNT_OF(attribute_questions); q++) {
+        snprintf(question, sizeof question, attribute_questions[q], w[p.nwords - 1]);
+        p.ask[q] = arena_strdup(a, question, strlen(question));
     }
-    return nwords;
+    return p;
 }
 
-/* Sharpens `yes` of the candidates worth it: the geometric mean with the product of the words' probabilities. */
-static void verify_words(Teacher *t, Ctx *c, const Ask *ask, int64_t n, const Ask *crop, Answer *answer,
-                         Arena *a) {
-    int VT = t->vqa->nlabels, most = MAX_WORDS * COUNT_OF(attribute_questions);
-    int64_t ncrops = 0, nasks = 0, k = 0;
-    for (int64_t i = 0; i < n; i++) ncrops += answer[i].label->ncandidates;
-    Ask *list = arena_alloc(a, (size_t)(ncrops * most) * sizeof *list);
-    Word(*word)[MAX_WORDS] = arena_alloc(a, (size_t)ncrops * sizeof *word);
-    int *nwords = ARENA_NEW(a, int, ncrops);
-    for (int64_t i = 0; i < n; i++)
-        for (int j = 0; j < answer[i].label->ncandidates; j++, k++)
-            if (answer[i].label->candidate[j].yes * WORTH_ASKING > 1)
-                nwords[k] = word_questions(t, &crop[k], ask[i].query, word[k], list, &nasks, a);
-    float *p = arena_alloc(a, (size_t)(nasks * VT) * sizeof *p);
-    teacher_ask(t, c, list, nasks, p);
-    k = 0;
-    for (int64_t i = 0; i < n; i++)
-        for (int j = 0; j < answer[i].label->ncandidates; j++, k++) {
-            double product = 1;
-            for (int w = 0; w < nwords[k]; w++) {
-                float best = word[k][w].label < 0 ? 1 : 0;
-                for (int q = word[k][w].first; q < word[k][w].first + word[k][w].n; q++)
-                    best = MAX(best, p[(int64_t)q * VT + word[k][w].label]);
-                product *= (double)best;
-            }
-            float *yes = &answer[i].label->candidate[j].yes;
-            *yes = sqrtf(*yes * (float)product);
+static float share_of_yes(const Teacher *t, const float *p) {
+    float sum = p[t->yes] + p[t->no];
+    return sum > 0 ? p[t->yes] / sum : 0;
+}
+
+/* The questions that decide whether proposal `crop` is what the phrase says, in a fixed order: exists, then one per kind of
+ * attribute. Returns how many. */
+static int phrase_questions(const Teacher *t, const Phrase *p, const Ask *crop, Ask *ask) {
+    int n = 0;
+    ask[n] = *crop;
+    ask[n++].query = p->exists;
+    for (int q = 0; t->attributes && p->nwords > 1 && q < COUNT_OF(attribute_questions); q++) {
+        ask[n] = *crop;
+        ask[n++].query = p->ask[q];
+    }
+    return n;
+}
+
+/* The probability that it is there: `exists` alone, or its geometric mean with the product of the words' probabilities.
+ * answer (n, V) of phrase_questions. */
+static float belief(const Teacher *t, const Phrase *p, float noun, const float *answer) {
+    int V = t->vqa->nlabels;
+    float exists = share_of_yes(t, answer), words = noun;
+    if (!t->attributes) return exists;
+    for (int w = 0; w + 1 < p->nwords; w++) {
+        float best = p->label[w] < 0 ? 1 : 0;
+        for (int q = 0; p->label[w] >= 0 && q < COUNT_OF(attribute_questions); q++)
+            best = MAX(best, answer[(q + 1) * V + p->label[w]]);
+        words *= best;
+    }
+    return sqrtf(exists * words);
+}
+
+/* The student's candidates of every ask and how much the teacher believes in each. */
+static void verify(Teacher *t, Ctx *c, const Ask *ask, int64_t n, const Proposals *list, const int32_t *of,
+                   const float *logits, int Q, Answer *answer, Arena *a) {
+    int V = t->vqa->nlabels, most = 1 + COUNT_OF(attribute_questions);
+    int64_t ncandidates = 0, nasks = 0, at = 0;
+    for (int64_t i = 0; i < n; i++) ncandidates += list[of[i]].n;
+    Ask *question = arena_alloc(a, (size_t)(ncandidates * most) * sizeof *question);
+    int64_t *first = arena_alloc(a, (size_t)ncandidates * sizeof *first);
+    float *noun = arena_alloc(a, (size_t)ncandidates * sizeof *noun);
+    Phrase *phrase = arena_alloc(a, (size_t)n * sizeof *phrase);
+    for (int64_t i = 0; i < n; i++) {
+        const Proposals *p = &list[of[i]];
+        Label *l = answer[i].label;
+        phrase[i] = phrase_of(t, ask[i].query, a);
+        int label = t->attributes && phrase[i].nwords ? phrase[i].label[phrase[i].nwords - 1] : -1;
+        for (int j = 0; j < p->n; j++, at++) {
+            int patch = p->box[j].query;
+            l->candidate[l->ncandidates++] = (Candidate){p->box[j].rect, patch, sigmoid(logits[i * Q + patch]), 0, j};
+            noun[at] = label < 0 ? 1 : p->what[j * V + label];
+            first[at] = noun[at] * WORTH_ASKING < 1 ? -1 : nasks;
+            if (first[at] >= 0) nasks += phrase_questions(t, &phrase[i], &p->crop[j], question + nasks);
         }
+    }
+    float *reply = arena_alloc(a, (size_t)(nasks * V) * sizeof *reply);
+    teacher_ask(t, c, question, nasks, reply);
+    at = 0;
+    for (int64_t i = 0; i < n; i++)
+        for (int j = 0; j < answer[i].label->ncandidates; j++, at++)
+            answer[i].label->candidate[j].yes =
+                first[at] < 0 ? noun[at] : belief(t, &phrase[i], noun[at], reply + first[at] * V);
 }
 
 static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
     Teacher *t = g->teacher;
-    int VT = t->vqa->nlabels, Q = (int)answer[0].out->logits->shape[1],
-        K = MIN(t->max_candidates, MAX_CANDIDATES);
-    const float *logits = to_host(c, answer[0].out->logits), *boxes = to_host(c, answer[0].out->boxes);
-    float *score = arena_alloc(a, (size_t)Q * sizeof *score);
-    Box *box = arena_alloc(a, (size_t)K * sizeof *box);
-    Ask *crop = arena_alloc(a, (size_t)(n * K) * sizeof *crop);
-    int64_t ncrops = 0;
+    Proposals *list = arena_alloc(a, (size_t)n * sizeof *list);
+    int32_t *of = arena_alloc(a, (size_t)n * sizeof *of);
+    int64_t nlist = find_proposals(g, c, ask, n, answer[0].out, list, of, a);
+    if (t->attributes) look_at_proposals(t, c, list, nlist, a);
     for (int64_t i = 0; i < n; i++) {
-        Label *l = ARENA_NEW(a, Label, 1);
-        *l = (Label){.is_loc = true,
-                     .student = answer[i].value,
-                     .candidate = ARENA_NEW(a, Candidate, K),
-                     .confidence = 1};
-        for (int q = 0; q < Q; q++) score[q] = sigmoid(logits[i * Q + q]);
-        l->ncandidates = loc_postprocess(box, K, boxes + i * Q * 4, score, Q, rect_w(ask[i].rect),
-                                         rect_h(ask[i].rect), t->floor, CANDIDATE_TAU, g->student->strict, a);
-        char question[160];
-        verify_question(question, sizeof question, ask[i].query);
-        const char *text = arena_strdup(a, question, strlen(question));
-        for (int k = 0; k < l->ncandidates; k++) {
-            l->candidate[k] = (Candidate){box[k].rect, box[k].query, box[k].score, 0, k};
-            crop[ncrops++] =
-                (Ask){ask[i].image, ask[i].image_id, shown(ask[i].rect, box[k].rect, t->grow), text};
-        }
-        answer[i].label = l;
+        answer[i].label = ARENA_NEW(a, Label, 1);
+        *answer[i].label = (Label){.is_loc = true,
+                                   .student = answer[i].value,
+                                   .candidate = ARENA_NEW(a, Candidate, list[of[i]].n),
+                                   .confidence = 1};
     }
-    float *p = arena_alloc(a, (size_t)(ncrops * VT) * sizeof *p);
-    teacher_ask(t, c, crop, ncrops, p);
-    for (int64_t i = 0; i < n; i++) {
-        Label *l = answer[i].label;
-        for (int k = 0; k < l->ncandidates; k++, p += VT) {
-            float yes = p[t->yes], no = p[t->no], sum = yes + no;
-            l->candidate[k].yes = sum > 0 ? yes / sum : 0;
-        }
-    }
-    if (t->attributes) verify_words(t, c, ask, n, crop, answer, a);
+    verify(t, c, ask, n, list, of, to_host(c, answer[0].out->logits), (int)answer[0].out->logits->shape[1], answer, a);
     for (int64_t i = 0; i < n; i++) {
         Label *l = answer[i].label;
         find_leaders(l);

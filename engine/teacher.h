@@ -39,7 +39,8 @@ typedef struct Teacher {
     float floor;          /* student score below which a box is no candidate */
     float grow;           /* candidates are enlarged by this before they are shown */
     bool attributes;      /* verify word by word as well */
-    int64_t asked;        /* questions put to it so far */
+    int64_t asked;        /* questions put to it so far, equal ones of a call once */
+    TowerCache seen;
 } Teacher;
 
 /* Opens the folder frozen and maps its answers to those of `student_vqa`. Fails when it is no VQA model, or LOC steps are to

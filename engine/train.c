@@ -154,17 +154,19 @@ int train_asks(const TrainSet *t, const Batch *b, int per_image, uint64_t seed, 
 }
 
 /* The batch with its images augmented, each differently at every update. */
-static Batch augmented(const Batch *b, float strength, uint64_t seed, Arena *host) {
+static Batch augmented(const Batch *b, float strength, float ground, uint64_t seed, Arena *host) {
     Batch out = *b;
     ImageView *image = arena_alloc(host, (size_t)(b->nimages + 1) * sizeof *image);
     for (int i = 0; i < b->nimages; i++) {
         image[i] = b->image[i];
-        image[i].rgb = arena_alloc(host, (size_t)image[i].w * (size_t)image[i].h * 3);
+        image[i].rgb = arena_alloc(host, 2 * (size_t)image[i].w * (size_t)image[i].h * 3); /* the second half: scratch */
     }
 #pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < b->nimages; i++)
-        augment_image((uint8_t *)image[i].rgb, b->image[i],
-                      hash_bytes(&b->image_id[i], sizeof *b->image_id, seed), strength);
+    for (int i = 0; i < b->nimages; i++) {
+        uint8_t *rgb = (uint8_t *)image[i].rgb;
+        augment_image(rgb, b->image[i], hash_bytes(&b->image_id[i], sizeof *b->image_id, seed), strength, ground,
+                      rgb + (size_t)image[i].w * (size_t)image[i].h * 3);
+    }
     out.image = image;
     return out;
 }
@@ -277,7 +279,7 @@ bool train_eval(Run *r, Module *m, TrainSet *t, int64_t limit, double *score, Er
 typedef struct Source {
     TrainSet set;
     Loader *loader;
-    float augment;
+    float augment, ground;
 } Source;
 
 /* Updates before `step` that took the second set: they are spread evenly, a function of the step's number alone. */
@@ -286,8 +288,9 @@ static int64_t mixed_before(const Config *cfg, int64_t step) {
 }
 
 static bool source_open(Source *s, const Config *cfg, const DatasetConfig *dc, const Module *m,
-                        int64_t updates, float augment, Error *e) {
-    s->augment = augment;
+                        int64_t updates, bool augment, Error *e) {
+    s->augment = augment ? (float)cfg->train.augment : 0;
+    s->ground = augment ? (float)cfg->train.augment_ground : 0;
     LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed,
                        .batch = MAX(1, cfg->train.batch / cfg->train.per_image),
                        .workers = cfg->data.workers,
@@ -359,7 +362,7 @@ static bool train_loop(Run *r, Module *m, Source *source, TrainSet *val, const C
             int k, right;
             size_t mark_step = arena_mark(&r->step), mark_host = arena_mark(&r->host);
             uint64_t seed = r->ctx.seed + (uint64_t)a;
-            Batch changed = s->augment > 0 ? augmented(b, s->augment, seed, &r->host) : *b;
+            Batch changed = s->augment > 0 || s->ground > 0 ? augmented(b, s->augment, s->ground, seed, &r->host) : *b;
             double parts[3] = {0},
                    loss = train_forward(r, m, &s->set, &changed, per, seed, total, &right, &k, parts);
             for (int i = 0; i < 3; i++) g.parts[i] += parts[i];
@@ -446,8 +449,8 @@ bool train_run(const Config *cfg, Error *e) {
         if (cfg->train.from_scratch && *cfg->train.grow_from && !grow(m, cfg->train.grow_from, e)) goto done;
     }
     int64_t mix_updates = mixed_before(cfg, start);
-    if (!source_open(&source[0], cfg, &dc, m, start - mix_updates, (float)cfg->train.augment, e) ||
-        (mixed && !source_open(&source[1], cfg, &mc, m, mix_updates, 0, e)) ||
+    if (!source_open(&source[0], cfg, &dc, m, start - mix_updates, true, e) ||
+        (mixed && !source_open(&source[1], cfg, &mc, m, mix_updates, false, e)) ||
         (has_val && !trainset_open(&val, &vc, m, e)))
         goto done;
     info("%s: %" PRId64 " parameters; %" PRId64 " calls on %" PRId64 " images", folder,

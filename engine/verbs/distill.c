@@ -69,7 +69,7 @@ static bool log_sums(Sums *a, Metrics *m, int64_t done, int64_t total, Error *e)
 static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64_t start,
                   const char *config_text, const Dataset *val, Error *e) {
     LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed,
-                       .batch = cfg->distill.programs,
+                       .batch = MAX(1, cfg->distill.programs / cfg->distill.per_image),
                        .workers = cfg->data.workers,
                        .shuffle = true,
                        .first_batch = start,
@@ -78,7 +78,7 @@ static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64
                        .batch_bytes = (size_t)256 << 20};
     char path[600];
     if (!path_join(path, sizeof path, cfg->run.out, "metrics.jsonl", e)) return false;
-    Loader *l = loader_open(&d->data, &lc, e);
+    Loader *l = loader_open(&d->by_image.group, &lc, e);
     Metrics *m = l ? metrics_open(path, start ? start + 1 : -1, e) : NULL;
     bool ok = m != NULL;
     Sums sums = {.since = now_s()};

@@ -18,13 +18,14 @@ static Status run(Args *a, Error *e) {
     StepStats s;
     int64_t steps[2] = {0}, kept[2] = {0}, programs = 0, done = 0;
     bool ok = distiller_open(&d, cfg, e) && trace_open(&trace, cfg->trace.path, e);
-    LoaderConfig lc = {.batch = cfg->distill.programs,
+    LoaderConfig lc = {.batch = MAX(1, cfg->distill.programs / cfg->distill.per_image),
                        .workers = cfg->data.workers,
                        .passes = 1,
                        .max_bad_percent = (float)cfg->data.max_bad_percent,
                        .batch_bytes = (size_t)256 << 20};
-    ok = ok && (l = loader_open(&d.data, &lc, e));
+    ok = ok && (l = loader_open(&d.by_image.group, &lc, e));
     d.learn = false;
+    d.per_image = 0; /* every program once */
     d.trace = &trace;
     for (const Batch *b; ok && (b = loader_next(l, e)); done++) {
         ok = step_run(&d, done, b, &s, e);
