@@ -4,48 +4,11 @@
  * per index, so y may be x and any split over threads gives the same bits.
  */
 #include "kernels/cpu/cpu.h"
+
+#include "kernels/activation.h"
 #include "kernels/philox.h"
 
 /* ---- activations ---------------------------------------------------------------------------------- */
-
-/* Phi(x) and the slope Phi(x) + x phi(x) are 1/2 + x P(x^2) / Q(x^2), P and Q fitted by us (Lawson's weights; error
- * 7e-9 on |x| <= 5.5 and 3e-9 on |x| <= 5.8): within 2e-7 when evaluated in f32, as close as x (1 + erf) / 2 in f32 comes,
- * at half the price of an exponential and a tail. Further out they are 0 or 1 to 1e-7. */
-static inline float gelu_f(float x) {
-    float c = x > 5.5f ? 5.5f : x < -5.5f ? -5.5f : x, z = c * c;
-    float p = 2.27493788e-08f, q = 1.19750437e-06f;
-    p = fmaf(p, z, 6.35211857e-06f);
-    q = fmaf(q, z, 7.36475813e-05f);
-    p = fmaf(p, z, 0.000168825939f);
-    q = fmaf(q, z, 0.00188444634f);
-    p = fmaf(p, z, 0.00467726224f);
-    q = fmaf(q, z, 0.0286458871f);
-    p = fmaf(p, z, 0.0338526741f);
-    q = fmaf(q, z, 0.251521988f);
-    p = fmaf(p, z, 0.398942235f);
-    q = fmaf(q, z, 1.0f);
-    float y = x * (0.5f + c * p / q);
-    return x < -5.5f ? 0.0f : y; /* -1e30 times a rounding error is not small */
-}
-
-static inline float gelu_slope(float x) {
-    float c = x > 5.8f ? 5.8f : x < -5.8f ? -5.8f : x, z = c * c;
-    float p = -2.80801705e-11f, q = 3.02334166e-07f;
-    p = fmaf(p, z, 1.15329786e-08f);
-    p = fmaf(p, z, 8.91674709e-07f);
-    q = fmaf(q, z, 9.68195336e-06f);
-    p = fmaf(p, z, 3.20591122e-05f);
-    q = fmaf(q, z, 0.000236923717f);
-    p = fmaf(p, z, 0.000197397544f);
-    q = fmaf(q, z, 0.00390194181f);
-    p = fmaf(p, z, 0.0137636629f);
-    q = fmaf(q, z, 0.043795238f);
-    p = fmaf(p, z, -0.0228997194f);
-    q = fmaf(q, z, 0.304632493f);
-    p = fmaf(p, z, 0.797884537f);
-    q = fmaf(q, z, 1.0f);
-    return 0.5f + c * p / q;
-}
 
 static inline float quick_gelu_f(float x) {
     float c = x < -88.0f ? -88.0f : x; /* past -61 the product is 0 in f32; keeps -infinity finite */

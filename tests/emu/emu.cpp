@@ -91,6 +91,7 @@ static struct {
     int n; /* threads */
     Thread *now; /* the one that runs, or NULL: the scheduler */
     int first, lanes; /* of its warp */
+    uint32_t absent, in_warp; /* its lanes that do not exist or have returned; that wait in a warp step */
     int next; /* the place in lane_order that comes after it */
     int lane_order[32];
     void *scheduler; /* its stack pointer */
@@ -163,6 +164,7 @@ static void fiber_main(void) {
         B.launch->body();
         Thread *t = B.now;
         t->state = DONE;
+        B.absent |= 1u << emu_lane();
         if (B.next < B.lanes) {
             Thread *next = &B.thread[B.first + B.lane_order[B.next]];
             if (next->state == FRESH) {
@@ -234,31 +236,27 @@ void emu_warp(uint32_t mask, const char *what, EmuWarpOp *op, void *arg) {
     Thread *me = B.now, *warp = B.thread + B.first;
     const int lane = emu_lane();
     if (!(mask >> lane & 1)) report("%s with mask %08x, which does not name the caller, lane %d", what, mask, lane);
+    if (mask & B.absent)
+        report("%s with mask %08x, but lanes %08x are not there or have returned", what, mask, mask & B.absent);
     me->state = IN_WARP;
     me->mask = mask;
     me->what = what;
     me->arg = arg;
-    void *args[32] = {};
-    bool all = true;
-    for (int l = 0; l < 32; l++) {
-        if (!(mask >> l & 1)) continue;
-        if (l >= B.lanes) report("%s with mask %08x: there is no lane %d, the warp has %d", what, mask, l, B.lanes);
-        if (warp[l].state == DONE) report("%s with mask %08x: lane %d has returned", what, mask, l);
-        if (warp[l].state != IN_WARP) {
-            all = false;
-            continue;
-        }
-        if (warp[l].mask != mask || strcmp(warp[l].what, what))
-            report("%s with mask %08x, while lane %d waits in %s with mask %08x", what, mask, l, warp[l].what, warp[l].mask);
-        args[l] = warp[l].arg;
-    }
-    if (!all) {
+    B.in_warp |= 1u << lane;
+    if (mask & ~B.in_warp) {
         to_scheduler();
         return;
     }
+    void *args[32];
+    for (uint32_t rest = mask; rest; rest &= rest - 1) {
+        const int l = __builtin_ctz(rest);
+        if (warp[l].mask != mask || (warp[l].what != what && strcmp(warp[l].what, what)))
+            report("%s with mask %08x, while lane %d waits in %s with mask %08x", what, mask, l, warp[l].what, warp[l].mask);
+        args[l] = warp[l].arg;
+        warp[l].state = READY;
+    }
     op(args, mask);
-    for (int l = 0; l < 32; l++)
-        if (mask >> l & 1) warp[l].state = READY;
+    B.in_warp &= ~mask;
 }
 
 void __syncwarp(uint32_t mask) {
@@ -426,6 +424,12 @@ static void shuffle(int *v, int n, uint64_t key) {
 static void run_warp(int w) {
     B.first = 32 * w;
     B.lanes = std::min(32, B.n - B.first);
+    B.absent = B.lanes < 32 ? ~0u << B.lanes : 0;
+    B.in_warp = 0;
+    for (int l = 0; l < B.lanes; l++) {
+        if (B.thread[B.first + l].state == DONE) B.absent |= 1u << l;
+        if (B.thread[B.first + l].state == IN_WARP) B.in_warp |= 1u << l;
+    }
     for (bool moved = true; moved && !B.failed;) {
         moved = false;
         for (B.next = 0; B.next < B.lanes && !B.failed;) {
@@ -455,11 +459,17 @@ static bool barrier_opens(void) {
     }
     if (done == B.n) return false;
     if (waiting < B.n) {
-        const Thread *stuck = NULL;
-        for (int i = 0; i < B.n && !stuck; i++)
-            if (B.thread[i].state == IN_WARP) stuck = &B.thread[i];
-        report("divergent: of %d threads %d have returned, %d wait at the barrier %s:%d, %d wait for their warp%s%s", B.n, done,
-               waiting, first ? first->file : "-", first ? first->line : 0, in_warp, stuck ? " in " : "", stuck ? stuck->what : "");
+        char warp[128] = "";
+        for (int i = B.n - 1; i >= 0; i--) {
+            const Thread *t = &B.thread[i];
+            if (t->state != IN_WARP) continue;
+            uint32_t missing = 0;
+            for (int l = 0; l < 32 && (i & ~31) + l < B.n; l++)
+                if (t->mask >> l & 1 && B.thread[(i & ~31) + l].state != IN_WARP) missing |= 1u << l;
+            snprintf(warp, sizeof warp, ", thread %d in %s with mask %08x for lanes %08x", i, t->what, t->mask, missing);
+        }
+        report("divergent: of %d threads %d have returned, %d wait at the barrier %s:%d, %d wait for their warp%s", B.n, done,
+               waiting, first ? first->file : "-", first ? first->line : 0, in_warp, warp);
         return false;
     }
     for (int i = 0; i < B.n; i++) B.thread[i].state = READY;
