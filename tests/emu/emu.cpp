@@ -13,6 +13,7 @@ extern "C" {
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -660,10 +661,20 @@ static void *device_alloc(Device *, size_t bytes) {
         fprintf(stderr, "emu: cannot reserve %zu bytes: %s\n", bytes, strerror(errno));
         abort();
     }
+    if (bytes <= (size_t)64 << 20) memset(p, 0xFF, bytes); /* NaN: what nobody wrote shows; larger ones would cost real memory */
     return p;
 }
 
-static void device_sync(Device *d) { emu_stream_sync(d->main); }
+static void device_sync(Device *d) {
+    for (Stream *s : {d->main, d->copy, d->comm}) emu_stream_sync(s);
+}
+
+static void device_after(Device *, Stream *s, Stream *other) { emu_stream_after(s, other); }
+
+static void device_memory(Device *, size_t *available, size_t *total) {
+    *available = (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    *total = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+}
 
 static void device_release(Device *d, void *p, size_t bytes) {
     device_sync(d);
@@ -682,12 +693,16 @@ extern "C" Device *device_emu(void) {
         dev.name = "emu";
         dev.ops = &ops_emu;
         dev.main = emu_stream("compute");
+        dev.copy = emu_stream("copy");
+        dev.comm = emu_stream("comm");
         dev.nthreads = 1;
         dev.alloc = device_alloc;
         dev.release = device_release;
+        dev.memory = device_memory;
         dev.upload = device_upload;
         dev.download = device_download;
         dev.zero = device_zero;
+        dev.after = device_after;
         dev.sync = device_sync;
     }
     return &dev;

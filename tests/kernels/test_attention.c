@@ -11,12 +11,12 @@ enum { Q, KEY, V, OUT, LSE, DOUT, DQ, DK, DV, MASK_AT };
 
 static void forward(void *const *p, const int64_t *d, bool masked, bool causal) {
     const int64_t H = d[1], D = d[4];
-    op->attention_fwd(NULL, F32, p[OUT], H * D, p[LSE], p[Q], H * D, p[KEY], p[V], H * D, masked ? p[MASK_AT] : NULL, causal,
+    op->attention_fwd(S, dt, p[OUT], H * D, p[LSE], p[Q], H * D, p[KEY], p[V], H * D, masked ? p[MASK_AT] : NULL, causal,
                       1 / sqrtf((float)D), (int)d[0], (int)H, (int)d[2], (int)d[3], (int)D);
 }
 static void backward(void *const *p, const int64_t *d, bool masked, bool causal) {
     const int64_t H = d[1], D = d[4];
-    op->attention_bwd(NULL, F32, p[DQ], p[DK], p[DV], p[Q], H * D, p[KEY], p[V], H * D, p[OUT], p[DOUT], H * D, p[LSE],
+    op->attention_bwd(S, dt, p[DQ], p[DK], p[DV], p[Q], H * D, p[KEY], p[V], H * D, p[OUT], p[DOUT], H * D, p[LSE],
                       masked ? p[MASK_AT] : NULL, causal, 1 / sqrtf((float)D), (int)d[0], (int)H, (int)d[2], (int)d[3], (int)D);
 }
 
@@ -24,14 +24,16 @@ static void backward(void *const *p, const int64_t *d, bool masked, bool causal)
     static void id##_f(void *const *p, const int64_t *d) { forward(p, d, masked, causal); }                  \
     static void id##_b(void *const *p, const int64_t *d) { backward(p, d, masked, causal); }                 \
     static const Kernel id = {label, "BHqkD",                                                                \
-        {{"q", X, "BqHD", -3, 3}, {"k", X, "BkHD", -3, 3}, {"v", X, "BkHD"}, {"out", Y, "BqHD", .bound = 32}, \
-         {"lse", STAT, "BHq", .bound = 16}, {"dout", DY, "BqHD"}, {"dq", DX, "BqHD", .of = 0, .bound = 64},  \
-         {"dk", DX, "BkHD", .of = 1, .bound = 64}, {"dv", DX, "BkHD", .of = 2, .bound = 32}, __VA_ARGS__},   \
+        {{"q", X, "BqHD", -3, 3}, {"k", X, "BkHD", -3, 3}, {"v", X, "BkHD"}, {"out", Y, "BqHD", .bound = 32, .bf16 = 1}, \
+         {"lse", STAT, "BHq", .bound = 16}, {"dout", DY, "BqHD"}, {"dq", DX, "BqHD", .of = 0, .bound = 64, .bf16 = 4}, \
+         {"dk", DX, "BkHD", .of = 1, .bound = 64, .bf16 = 4}, {"dv", DX, "BkHD", .of = 2, .bound = 32, .bf16 = 1}, __VA_ARGS__},   \
         id##_f, id##_b, .slope = 0.03};
 
 /* A score is a sum of D <= 64 products of magnitude 9 / sqrt(D): error about sqrt(D) 9 / sqrt(D) EPS32 / 2, taken as is into
  * the exponential: 5 EPS32 relative, then sums over the keys as a walk (sqrt(101)). dP - delta subtracts two sums of that
- * error, and dq, dk add them up once more: twice that. */
+ * error, and dq, dk add them up once more: twice that.
+ * In bf16 the tensor cores take P and dS rounded: out and dv are sums of P times values within [-1, 1], so one rounding of the
+ * whole at most; dq and dk are sums of dS times keys and queries of up to 3, the sum of |dS| beside them of the size of 1. */
 KIND(plain, "attention", false, false, {0})
 KIND(masked, "attention_masked", true, false, {"mask", MASK, "Bk"})
 KIND(causal, "attention_causal", false, true, {0})
@@ -39,7 +41,7 @@ KIND(both, "attention_masked_causal", true, true, {"mask", MASK, "Bk"})
 
 static const Kernel *const kinds[] = {&plain, &masked, &causal, &both};
 
-TEST(attention_golden) {
+KERNEL_TEST(attention_golden) {
     static const int64_t sizes[][5] = {
         /* B  H   Tq  Tk   D */
         {1, 1, 1, 1, 1},
@@ -52,7 +54,7 @@ TEST(attention_golden) {
         for (int k = 0; k < COUNT_OF(kinds); k++) kernel_check(kinds[k], sizes[i], GOLDEN);
 }
 
-TEST(attention_sizes) {
+KERNEL_TEST(attention_sizes) {
     static const int64_t sizes[][5] = {
         {0, 2, 3, 3, 4}, {2, 2, 0, 3, 4}, {2, 2, 3, 0, 4}, {1, 1, 1, 17, 3}, {1, 1, 17, 1, 33}, {4, 2, 80, 80, 32}, {1, 2, 185, 185, 64},
     };
@@ -61,34 +63,39 @@ TEST(attention_sizes) {
 }
 
 /* q, k, v as slices of one projection (stride 3HD) give the bits of separate tensors; what lies between is not touched. */
-TEST(attention_strides) {
+KERNEL_TEST(attention_strides) {
     enum { B = 2, H = 2, T = 19, D = 12, C = H * D };
     static float qkv[B * T * 3 * C], part[3][B * T * C], out[2][B * T * C], lse[2][B * H * T], dqkv[B * T * 3 * C],
         dpart[3][B * T * C], dout[B * T * C];
+    memset(dqkv, 0, sizeof dqkv);
+    memset(dpart, 0, sizeof dpart);
     fill_random(qkv, COUNT_OF(qkv), 1, -2, 2);
     fill_random(dout, COUNT_OF(dout), 2, -1, 1);
     for (int i = 0; i < B * T; i++)
         for (int s = 0; s < 3; s++) memcpy(part[s] + i * C, qkv + (i * 3 + s) * C, C * sizeof(float));
-    op->attention_fwd(NULL, F32, out[0], C, lse[0], qkv, 3 * C, qkv + C, qkv + 2 * C, 3 * C, NULL, true, 0.3f, B, H, T, T, D);
-    op->attention_fwd(NULL, F32, out[1], C, lse[1], part[0], C, part[1], part[2], C, NULL, true, 0.3f, B, H, T, T, D);
+    float *at = IN(qkv);
+    RUN(op->attention_fwd(S, F32, IO(out[0]), C, IO(lse[0]), at, 3 * C, at + C, at + 2 * C, 3 * C, NULL, true, 0.3f, B, H, T, T, D));
+    RUN(op->attention_fwd(S, F32, IO(out[1]), C, IO(lse[1]), IN(part[0]), C, IN(part[1]), IN(part[2]), C, NULL, true, 0.3f, B, H, T, T, D));
     EXPECT(!memcmp(out[0], out[1], sizeof out[0]) && !memcmp(lse[0], lse[1], sizeof lse[0]), "forward");
-    op->attention_bwd(NULL, F32, dqkv, dqkv + C, dqkv + 2 * C, qkv, 3 * C, qkv + C, qkv + 2 * C, 3 * C, out[0], dout, C, lse[0],
-                      NULL, true, 0.3f, B, H, T, T, D);
-    op->attention_bwd(NULL, F32, dpart[0], dpart[1], dpart[2], part[0], C, part[1], part[2], C, out[1], dout, C, lse[1], NULL,
-                      true, 0.3f, B, H, T, T, D);
+    float *dat = IO(dqkv);
+    at = IN(qkv);
+    RUN(op->attention_bwd(S, F32, dat, dat + C, dat + 2 * C, at, 3 * C, at + C, at + 2 * C, 3 * C, IN(out[0]), IN(dout), C, IN(lse[0]), NULL,
+                          true, 0.3f, B, H, T, T, D));
+    RUN(op->attention_bwd(S, F32, IO(dpart[0]), IO(dpart[1]), IO(dpart[2]), IN(part[0]), C, IN(part[1]), IN(part[2]), C, IN(out[1]), IN(dout),
+                          C, IN(lse[1]), NULL, true, 0.3f, B, H, T, T, D));
     for (int i = 0; i < B * T; i++)
         for (int s = 0; s < 3; s++)
             EXPECT(!memcmp(dpart[s] + i * C, dqkv + (i * 3 + s) * C, C * sizeof(float)), "gradient %d of token %d", s, i);
 }
 
 /* Scores of +-1e4 do not overflow; a masked key may hold anything, NaN too; a NaN that is seen shows. */
-TEST(attention_edges) {
+KERNEL_TEST(attention_edges) {
     float q[1] = {100}, k[3] = {100, -100, NAN}, v[3] = {1, 2, NAN}, out[1], lse[1], d[1] = {1}, dq[1] = {0}, dk[3] = {0}, dv[3] = {0};
     const uint8_t mask[3] = {1, 1, 0};
-    op->attention_fwd(NULL, F32, out, 1, lse, q, 1, k, v, 1, mask, false, 1, 1, 1, 1, 3, 1);
+    RUN(op->attention_fwd(S, F32, IO(out), 1, IO(lse), IN(q), 1, IN(k), IN(v), 1, IN(mask), false, 1, 1, 1, 1, 3, 1));
     EXPECT(out[0] == 1 && lse[0] == 1e4f, "%g, lse %g", (double)out[0], (double)lse[0]);
-    op->attention_bwd(NULL, F32, dq, dk, dv, q, 1, k, v, 1, out, d, 1, lse, mask, false, 1, 1, 1, 1, 3, 1);
+    RUN(op->attention_bwd(S, F32, IO(dq), IO(dk), IO(dv), IN(q), 1, IN(k), IN(v), 1, IN(out), IN(d), 1, IN(lse), IN(mask), false, 1, 1, 1, 1, 3, 1));
     EXPECT(dq[0] == 0 && dk[0] == 0 && dk[2] == 0 && dv[0] == 1 && dv[1] == 0 && dv[2] == 0, "gradients");
-    op->attention_fwd(NULL, F32, out, 1, lse, q, 1, k, v, 1, NULL, false, 1, 1, 1, 1, 3, 1);
+    RUN(op->attention_fwd(S, F32, IO(out), 1, IO(lse), IN(q), 1, IN(k), IN(v), 1, NULL, false, 1, 1, 1, 1, 3, 1));
     EXPECT(isnan(out[0]), "a NaN is hidden: %g", (double)out[0]);
 }

@@ -63,9 +63,9 @@ TEST(vector_math_edges) {
 /* ---- activations -------------------------------------------------------------------------------------- */
 
 #define ACTIVATION(name, reads, range, bound_y, bound_dx)                                                    \
-    static void run_##name##_fwd(void *const *p, const int64_t *d) { op->name##_fwd(NULL, F32, p[1], p[0], d[0]); } \
+    static void run_##name##_fwd(void *const *p, const int64_t *d) { op->name##_fwd(S, dt, p[1], p[0], d[0]); } \
     static void run_##name##_bwd(void *const *p, const int64_t *d) {                                         \
-        op->name##_bwd(NULL, F32, p[3], p[reads], p[2], d[0]);                                               \
+        op->name##_bwd(S, dt, p[3], p[reads], p[2], d[0]);                                               \
     }                                                                                                        \
     static const Kernel name##_kernel = {                                                                    \
         #name, "n", {{"x", X, "n", -(range), range}, {"y", Y, "n", .bound = bound_y}, {"dy", DY, "n"},       \
@@ -82,7 +82,7 @@ ACTIVATION(sigmoid, 1, 10, 6, 8)
 /* The backward multiplies by dy and adds to what is there: bounds + 2 each, in the driver's scale. */
 static const int64_t lengths[][1] = {{1}, {37}, {1000}};
 
-TEST(activations) {
+KERNEL_TEST(activations) {
     static const Kernel *const ks[] = {&gelu_kernel, &quick_gelu_kernel, &elu1_kernel, &tanh_kernel, &sigmoid_kernel};
     for (int i = 0; i < COUNT_OF(ks); i++) {
         for (int n = 0; n < COUNT_OF(lengths); n++) kernel_check(ks[i], lengths[n], GOLDEN);
@@ -91,10 +91,10 @@ TEST(activations) {
     }
 }
 
-static void one(float y[1], gelu_fwd_fn *f, float x) { f(NULL, F32, y, &x, 1); }
+static void one(float y[1], gelu_fwd_fn *f, float x) { RUN(f(S, F32, IO_N(y, 4), IN(x), 1)); }
 
 /* test-vectors 7 */
-TEST(activations_specification) {
+KERNEL_TEST(activations_specification) {
     static const float rows[][4] = {
         {-3, -0.00404969f, -0.01807131f, 0.04742587f},    {-1, -0.15865525f, -0.15420423f, 0.26894142f},
         {-0.5f, -0.15426877f, -0.14961156f, 0.37754067f}, {0, 0, 0, 0.5f},
@@ -114,25 +114,25 @@ TEST(activations_specification) {
 }
 
 /* NaN shows, infinities have their limits, forwards and slopes. */
-TEST(activations_edges) {
-    static const struct {
+KERNEL_TEST(activations_edges) {
+    const struct {
         const char *name;
         gelu_fwd_fn *f;
         gelu_bwd_fn *b;
         float low, high, slope_high;
-    } rows[] = {{"gelu", cpu_gelu_fwd, cpu_gelu_bwd, 0, INFINITY, 1},
-                {"quick_gelu", cpu_quick_gelu_fwd, cpu_quick_gelu_bwd, 0, INFINITY, 1},
-                {"elu1", cpu_elu1_fwd, cpu_elu1_bwd, 0, INFINITY, 1},
-                {"tanh", cpu_tanh_fwd, NULL, -1, 1, 0},
-                {"sigmoid", cpu_sigmoid_fwd, NULL, 0, 1, 0}};
+    } rows[] = {{"gelu", op->gelu_fwd, op->gelu_bwd, 0, INFINITY, 1},
+                {"quick_gelu", op->quick_gelu_fwd, op->quick_gelu_bwd, 0, INFINITY, 1},
+                {"elu1", op->elu1_fwd, op->elu1_bwd, 0, INFINITY, 1},
+                {"tanh", op->tanh_fwd, NULL, -1, 1, 0},
+                {"sigmoid", op->sigmoid_fwd, NULL, 0, 1, 0}};
     for (int i = 0; i < COUNT_OF(rows); i++) {
         const float x[4] = {-INFINITY, INFINITY, NAN, -1e30f}, ones[4] = {1, 1, 1, 1};
         float y[4], dx[4] = {0};
-        rows[i].f(NULL, F32, y, x, 4);
+        RUN(rows[i].f(S, F32, IO(y), IN(x), 4));
         EXPECT(y[0] == rows[i].low && y[1] == rows[i].high && isnan(y[2]) && y[3] == rows[i].low, "%s: %g %g %g %g",
                rows[i].name, (double)y[0], (double)y[1], (double)y[2], (double)y[3]);
         if (!rows[i].b) continue;
-        rows[i].b(NULL, F32, dx, x, ones, 4);
+        RUN(rows[i].b(S, F32, IO(dx), IN(x), IN(ones), 4));
         EXPECT(fabsf(dx[0]) < 3e-7f && fabsf(dx[1] - rows[i].slope_high) < 3e-7f && isnan(dx[2]), "%s slopes: %g %g %g",
                rows[i].name, (double)dx[0], (double)dx[1], (double)dx[2]);
     }
@@ -140,25 +140,25 @@ TEST(activations_edges) {
 
 /* ---- sums and products -------------------------------------------------------------------------------- */
 
-static void add_f(void *const *p, const int64_t *d) { op->add_fwd(NULL, F32, p[2], p[0], p[1], d[0]); }
+static void add_f(void *const *p, const int64_t *d) { op->add_fwd(S, dt, p[2], p[0], p[1], d[0]); }
 static void add_b(void *const *p, const int64_t *d) {
-    if (p[4]) op->accumulate(NULL, F32, p[4], p[3], d[0]);
-    if (p[5]) op->accumulate(NULL, F32, p[5], p[3], d[0]);
+    if (p[4]) op->accumulate(S, dt, p[4], p[3], d[0]);
+    if (p[5]) op->accumulate(S, dt, p[5], p[3], d[0]);
 }
 static const Kernel add_kernel = {"add", "n",
     {{"a", X, "n"}, {"b", X, "n"}, {"y", Y, "n", .bound = 1}, {"dy", DY, "n"}, {"da", DX, "n", .of = 0, .bound = 1},
      {"db", DX, "n", .of = 1, .bound = 1}}, add_f, add_b, .in_place = true};
 
-static void mul_f(void *const *p, const int64_t *d) { op->mul_fwd(NULL, F32, p[2], p[0], p[1], d[0]); }
-static void mul_b(void *const *p, const int64_t *d) { op->mul_bwd(NULL, F32, p[4], p[5], p[0], p[1], p[3], d[0]); }
+static void mul_f(void *const *p, const int64_t *d) { op->mul_fwd(S, dt, p[2], p[0], p[1], d[0]); }
+static void mul_b(void *const *p, const int64_t *d) { op->mul_bwd(S, dt, p[4], p[5], p[0], p[1], p[3], d[0]); }
 static const Kernel mul_kernel = {"mul", "n",
     {{"a", X, "n"}, {"b", X, "n"}, {"y", Y, "n", .bound = 2}, {"dy", DY, "n"}, {"da", DX, "n", .of = 0, .bound = 2},
      {"db", DX, "n", .of = 1, .bound = 2}}, mul_f, mul_b, .in_place = true};
 
-static void add_rows_f(void *const *p, const int64_t *d) { op->add_rows_fwd(NULL, F32, p[2], p[0], p[1], d[0], d[1]); }
+static void add_rows_f(void *const *p, const int64_t *d) { op->add_rows_fwd(S, dt, p[2], p[0], p[1], d[0], d[1]); }
 static void add_rows_b(void *const *p, const int64_t *d) {
-    if (p[4]) op->accumulate(NULL, F32, p[4], p[3], d[0] * d[1]);
-    op->add_rows_bwd(NULL, F32, p[5], p[3], d[0], d[1]);
+    if (p[4]) op->accumulate(S, dt, p[4], p[3], d[0] * d[1]);
+    op->add_rows_bwd(S, dt, p[5], p[3], d[0], d[1]);
 }
 /* dp: a block of 64 rows adds 64 values: a walk of sqrt(64) roundings of the sum, and the blocks the same. */
 static const Kernel add_rows_kernel = {"add_rows", "rn",
@@ -166,16 +166,16 @@ static const Kernel add_rows_kernel = {"add_rows", "rn",
      {"dp", DX, "n", .of = 1, .bound = 8}}, add_rows_f, add_rows_b, .in_place = true};
 
 static void mul_tokens_f(void *const *p, const int64_t *d) {
-    op->mul_tokens_fwd(NULL, F32, p[2], p[0], p[1], d[0], d[1], d[2]);
+    op->mul_tokens_fwd(S, dt, p[2], p[0], p[1], d[0], d[1], d[2]);
 }
 static void mul_tokens_b(void *const *p, const int64_t *d) {
-    op->mul_tokens_bwd(NULL, F32, p[4], p[5], p[0], p[1], p[3], d[0], d[1], d[2]);
+    op->mul_tokens_bwd(S, dt, p[4], p[5], p[0], p[1], p[3], d[0], d[1], d[2]);
 }
 static const Kernel mul_tokens_kernel = {"mul_tokens", "BTC",
     {{"x", X, "BTC"}, {"g", X, "BC"}, {"y", Y, "BTC", .bound = 2}, {"dy", DY, "BTC"},
      {"dx", DX, "BTC", .of = 0, .bound = 2}, {"dg", DX, "BC", .of = 1, .bound = 6}}, mul_tokens_f, mul_tokens_b, .in_place = true};
 
-TEST(sums_and_products) {
+KERNEL_TEST(sums_and_products) {
     kernel_check(&add_kernel, (int64_t[]){37}, GOLDEN);
     kernel_check(&add_kernel, (int64_t[]){0}, NULL);
     kernel_check(&add_kernel, (int64_t[]){70001}, NULL);
@@ -195,10 +195,11 @@ TEST(sums_and_products) {
 }
 
 /* y = a a: both gradients into one buffer. */
-TEST(mul_square) {
+KERNEL_TEST(mul_square) {
     const float a[3] = {1, -2, 3}, dy[3] = {1, 1, 2};
     float da[3] = {10, 10, 10};
-    op->mul_bwd(NULL, F32, da, da, a, a, dy, 3);
+    float *both = IO(da), *in = IN(a);
+    RUN(op->mul_bwd(S, F32, both, both, in, in, IN(dy), 3));
     EXPECT(da[0] == 12 && da[1] == 6 && da[2] == 22, "%g %g %g", (double)da[0], (double)da[1], (double)da[2]);
 }
 
@@ -230,13 +231,13 @@ TEST(philox_known_answer) {
     EXPECT(!memcmp(r, c, sizeof r), "64-bit counter and key");
 }
 
-TEST(dropout) {
+KERNEL_TEST(dropout) {
     enum { N = 40000 };
     static float x[N], y[N], part[N], dx[N];
     const float p = 0.3f, scale = 1 / (1 - p);
     const uint64_t seed = 99, offset = 0xFFFFFFFFFFFFFF01u; /* the numbering wraps inside */
     for (int i = 0; i < N; i++) x[i] = 1 + (float)i;
-    op->dropout_fwd(NULL, F32, y, x, p, seed, offset, N);
+    RUN(op->dropout_fwd(S, F32, IO(y), IN(x), p, seed, offset, N));
     int kept = 0;
     for (int i = 0; i < N; i++) {
         uint32_t r[4];
@@ -250,28 +251,31 @@ TEST(dropout) {
     /* Any cut gives the same numbers, and so does the backward. */
     const int cuts[] = {0, 1, 2, 3, 1030, 1031, 20000, N};
     for (int i = 0; i + 1 < COUNT_OF(cuts); i++)
-        op->dropout_fwd(NULL, F32, part + cuts[i], x + cuts[i], p, seed, offset + (uint64_t)cuts[i], cuts[i + 1] - cuts[i]);
+        RUN(op->dropout_fwd(S, F32, (float *)IO(part) + cuts[i], (float *)IN(x) + cuts[i], p, seed, offset + (uint64_t)cuts[i],
+                            cuts[i + 1] - cuts[i]));
     for (int i = 0; i < N; i++)
         EXPECT(part[i] == y[i], "value %d: %g in parts, %g", i, (double)part[i], (double)y[i]);
     for (int i = 0; i < N; i++) dx[i] = 1;
-    op->dropout_bwd(NULL, F32, dx, x, p, seed, offset, N);
+    RUN(op->dropout_bwd(S, F32, IO(dx), IN(x), p, seed, offset, N));
     for (int i = 0; i < N; i++) EXPECT_NEAR(dx[i], 1 + (double)y[i], 2 * EPS32 * (1 + (double)y[i]), "dx[%d]", i);
-    device_cpu(1);
-    op->dropout_fwd(NULL, F32, part, x, p, seed, offset, N);
-    device_cpu(2);
-    op->dropout_fwd(NULL, F32, dx, x, p, seed, offset, N);
-    EXPECT(!memcmp(part, dx, sizeof part), "other bits with 2 threads");
-    device_cpu(0);
-    op->dropout_fwd(NULL, F32, part, x, 0, seed, offset, N);
+    if (!S) { /* threads are the CPU's */
+        device_cpu(1);
+        RUN(op->dropout_fwd(S, F32, IO(part), IN(x), p, seed, offset, N));
+        device_cpu(2);
+        RUN(op->dropout_fwd(S, F32, IO(dx), IN(x), p, seed, offset, N));
+        EXPECT(!memcmp(part, dx, sizeof part), "other bits with 2 threads");
+    }
+    RUN(op->dropout_fwd(S, F32, IO(part), IN(x), 0, seed, offset, N));
     EXPECT(!memcmp(part, x, sizeof part), "p = 0 keeps all");
     x[5] = NAN;
-    op->dropout_fwd(NULL, F32, x, x, 0.5f, seed, offset, 0);
+    float *same = IO(x);
+    RUN(op->dropout_fwd(S, F32, same, same, 0.5f, seed, offset, 0));
     EXPECT(isnan(x[5]), "n = 0 wrote");
 }
 
 /* ---- casts -------------------------------------------------------------------------------------------- */
 
-TEST(cast_bf16) {
+KERNEL_TEST(cast_bf16) {
     static const struct { uint32_t in; uint16_t out; } rows[] = {
         {0x3F800000, 0x3F80}, {0x3F808000, 0x3F80} /* tie: even below */, {0x3F818000, 0x3F82} /* tie: even above */,
         {0x3F808001, 0x3F81}, {0x7F7FFFFF, 0x7F80} /* rounds to infinity */, {0x7F800000, 0x7F80}, {0xFF800000, 0xFF80},
@@ -279,7 +283,7 @@ TEST(cast_bf16) {
     };
     for (int i = 0; i < COUNT_OF(rows); i++) {
         uint16_t y;
-        op->cast(NULL, BF16, &y, F32, &rows[i].in, 1);
+        RUN(op->cast(S, BF16, IO(y), F32, IN(rows[i].in), 1));
         const bool nan = (rows[i].out & 0x7FFF) > 0x7F80; /* any NaN will do: a card has but one, 7FFF */
         EXPECT(nan ? (y & 0x7FFF) > 0x7F80 : y == rows[i].out, "%08x gives %04x, wants %04x", rows[i].in, y, rows[i].out);
     }
@@ -287,8 +291,8 @@ TEST(cast_bf16) {
     static uint16_t all[65536], back[65536];
     static float wide[65536];
     for (int i = 0; i < 65536; i++) all[i] = (uint16_t)i;
-    op->cast(NULL, F32, wide, BF16, all, 65536);
-    op->cast(NULL, BF16, back, F32, wide, 65536);
+    RUN(op->cast(S, F32, IO(wide), BF16, IN(all), 65536));
+    RUN(op->cast(S, BF16, IO(back), F32, IN(wide), 65536));
     for (int i = 0; i < 65536; i++) {
         const bool nan = (i & 0x7FFF) > 0x7F80;
         EXPECT(nan ? (back[i] & 0x7FFF) > 0x7F80 : back[i] == i, "%04x comes back as %04x", i, back[i]);

@@ -9,27 +9,27 @@ COVERS(embed, gather_rows, scatter_rows, interp_rows_fwd, interp_rows_bwd, copy_
        pair_scores_fwd, pair_scores_bwd)
 
 /* scatter_rows is the backward of gather_rows. 23 draws from 11 rows: a row adds a handful, in order. */
-static void gather_f(void *const *p, const int64_t *d) { op->gather_rows(NULL, F32, p[2], p[0], p[1], d[0], d[2]); }
+static void gather_f(void *const *p, const int64_t *d) { op->gather_rows(S, dt, p[2], p[0], p[1], d[0], d[2]); }
 static void gather_b(void *const *p, const int64_t *d) {
-    if (p[4]) op->scatter_rows(NULL, F32, p[4], p[3], p[1], d[0], d[2]);
+    if (p[4]) op->scatter_rows(S, dt, p[4], p[3], p[1], d[0], d[2]);
 }
 static const Kernel gather = {"gather_rows", "nrC",
     {{"x", X, "rC"}, {"idx", INDEX, "n", .below = 'r'}, {"y", Y, "nC", .bound = 0}, {"dy", DY, "nC"},
      {"dx", DX, "rC", .of = 0, .bound = 8}}, gather_f, gather_b};
 
-static void interp_f(void *const *p, const int64_t *d) { op->interp_rows_fwd(NULL, F32, p[3], p[0], p[1], p[2], d[0], d[2]); }
-static void interp_b(void *const *p, const int64_t *d) { op->interp_rows_bwd(NULL, F32, p[5], p[4], p[1], p[2], d[0], d[2]); }
+static void interp_f(void *const *p, const int64_t *d) { op->interp_rows_fwd(S, dt, p[3], p[0], p[1], p[2], d[0], d[2]); }
+static void interp_b(void *const *p, const int64_t *d) { op->interp_rows_bwd(S, dt, p[5], p[4], p[1], p[2], d[0], d[2]); }
 static const Kernel interp = {"interp_rows", "nrC",
     {{"x", X, "rC"}, {"idx", INDEX, "4n", .below = 'r'}, {"w", CONST, "4n"}, {"y", Y, "nC", .bound = 6}, {"dy", DY, "nC"},
      {"dx", DX, "rC", .of = 0, .bound = 12}}, interp_f, interp_b};
 
-static void mean_f(void *const *p, const int64_t *d) { op->mean_tokens_fwd(NULL, F32, p[1], p[0], NULL, d[0], d[1], d[2]); }
-static void mean_b(void *const *p, const int64_t *d) { op->mean_tokens_bwd(NULL, F32, p[3], p[2], NULL, d[0], d[1], d[2]); }
+static void mean_f(void *const *p, const int64_t *d) { op->mean_tokens_fwd(S, dt, p[1], p[0], NULL, d[0], d[1], d[2]); }
+static void mean_b(void *const *p, const int64_t *d) { op->mean_tokens_bwd(S, dt, p[3], p[2], NULL, d[0], d[1], d[2]); }
 static void mean_masked_f(void *const *p, const int64_t *d) {
-    op->mean_tokens_fwd(NULL, F32, p[1], p[0], p[4], d[0], d[1], d[2]);
+    op->mean_tokens_fwd(S, dt, p[1], p[0], p[4], d[0], d[1], d[2]);
 }
 static void mean_masked_b(void *const *p, const int64_t *d) {
-    op->mean_tokens_bwd(NULL, F32, p[3], p[2], p[4], d[0], d[1], d[2]);
+    op->mean_tokens_bwd(S, dt, p[3], p[2], p[4], d[0], d[1], d[2]);
 }
 static const Kernel mean = {"mean_tokens", "BTC",
     {{"x", X, "BTC"}, {"y", Y, "BC", .bound = 6}, {"dy", DY, "BC"}, {"dx", DX, "BTC", .of = 0, .bound = 3}}, mean_f, mean_b};
@@ -39,17 +39,17 @@ static const Kernel mean_masked = {"mean_tokens_masked", "BTC",
 
 /* Sums of D = 37 products; gradients of an image add over its pairs and patches in order. */
 static void pair_f(void *const *p, const int64_t *d) {
-    op->pair_scores_fwd(NULL, F32, p[4], p[0], p[1], p[2], p[3], d[0], d[3], d[4]);
+    op->pair_scores_fwd(S, dt, p[4], p[0], p[1], p[2], p[3], d[0], d[3], d[4]);
 }
 static void pair_b(void *const *p, const int64_t *d) {
-    op->pair_scores_bwd(NULL, F32, p[6], p[7], p[0], p[1], p[5], p[2], p[3], d[0], d[3], d[4]);
+    op->pair_scores_bwd(S, dt, p[6], p[7], p[0], p[1], p[5], p[2], p[3], d[0], d[3], d[4]);
 }
 static const Kernel pair = {"pair_scores", "nabPD",
     {{"f", X, "aPD"}, {"q", X, "bD"}, {"img", INDEX, "n", .below = 'a'}, {"txt", INDEX, "n", .below = 'b'},
      {"y", Y, "nP", .bound = 16}, {"dy", DY, "nP"}, {"df", DX, "aPD", .of = 0, .bound = 12},
      {"dq", DX, "bD", .of = 1, .bound = 24}}, pair_f, pair_b};
 
-TEST(embed_golden) {
+KERNEL_TEST(embed_golden) {
     static const int64_t rows[][3] = {{1, 1, 1}, {23, 11, 37}}, tokens[][3] = {{1, 1, 1}, {3, 7, 37}};
     for (int i = 0; i < 2; i++) {
         kernel_check(&gather, rows[i], GOLDEN);
@@ -61,7 +61,7 @@ TEST(embed_golden) {
     kernel_check(&pair, (int64_t[]){9, 3, 4, 13, 37}, GOLDEN);
 }
 
-TEST(embed_sizes) {
+KERNEL_TEST(embed_sizes) {
     static const int64_t rows[][3] = {{0, 3, 5}, {3, 2, 0}, {1000, 7, 130}, {145, 577, 192}};
     for (int i = 0; i < COUNT_OF(rows); i++) {
         kernel_check(&gather, rows[i], NULL);
@@ -77,7 +77,7 @@ TEST(embed_sizes) {
 }
 
 /* Copies and additions with every kind of stride: the first token of an image, concatenation, a repeated row. */
-TEST(copy_rows) {
+KERNEL_TEST(copy_rows) {
     static const struct { int64_t ldd, lds, rows, n; } rows[] = {
         {37, 37, 5, 37}, {5, 40, 3, 5}, {40, 5, 3, 5}, {7, 0, 4, 7}, {9, 9, 0, 9}, {9, 9, 3, 0}, {1, 1, 1, 1}, {300, 260, 200, 257},
     };
@@ -93,11 +93,11 @@ TEST(copy_rows) {
                     float *w = &want[r * rows[i].ldd + c];
                     *w = src[r * rows[i].lds + c] + (add ? *w : 0);
                 }
-            op->copy_rows(NULL, F32, dst, rows[i].ldd, src, rows[i].lds, rows[i].rows, rows[i].n, add);
+            RUN(op->copy_rows(S, F32, IO(dst), rows[i].ldd, IN(src), rows[i].lds, rows[i].rows, rows[i].n, add));
             EXPECT(!memcmp(dst, want, sizeof want), "row %d of the table, add %d", i, add);
         }
     /* All rows into one: the backward of a repeated row, in order. */
     float sum[2] = {1, 2};
-    op->copy_rows(NULL, F32, sum, 0, (float[]){1, 2, 3, 4, 5, 6}, 2, 3, 2, true);
+    RUN(op->copy_rows(S, F32, IO(sum), 0, IN((float[]){1, 2, 3, 4, 5, 6}), 2, 3, 2, true));
     EXPECT(sum[0] == 10 && sum[1] == 14, "%g %g", (double)sum[0], (double)sum[1]);
 }

@@ -7,28 +7,30 @@
 
 COVERS(gemm, gemm, bias_bwd)
 
-/* A linear layer: y = a b + bias; da = dy b^T, db = a^T dy. K <= 130 products: a walk of sqrt(130) roundings. */
+/* A linear layer: y = a b + bias; da = dy b^T, db = a^T dy, f32 as weight gradients are. K <= 130 products: a walk of
+ * sqrt(130) roundings. In bf16 the bias may be rounded before it is added. */
 static void linear_f(void *const *p, const int64_t *d) {
     const int64_t M = d[0], N = d[1], K = d[2];
-    op->gemm(NULL, F32, F32, p[3], N, p[0], K, p[1], N, p[2], false, false, M, N, K, 0);
+    op->gemm(S, dt, dt, p[3], N, p[0], K, p[1], N, p[2], false, false, M, N, K, 0);
 }
 static void linear_b(void *const *p, const int64_t *d) {
     const int64_t M = d[0], N = d[1], K = d[2];
-    if (p[5]) op->gemm(NULL, F32, F32, p[5], K, p[4], N, p[1], N, NULL, false, true, M, K, N, 1);
-    if (p[6]) op->gemm(NULL, F32, F32, p[6], N, p[0], K, p[4], N, NULL, true, false, K, N, M, 1);
-    op->bias_bwd(NULL, F32, p[7], p[4], M, N);
+    if (p[5]) op->gemm(S, dt, dt, p[5], K, p[4], N, p[1], N, NULL, false, true, M, K, N, 1);
+    if (p[6]) op->gemm(S, dt, F32, p[6], N, p[0], K, p[4], N, NULL, true, false, K, N, M, 1);
+    op->bias_bwd(S, dt, p[7], p[4], M, N);
 }
 static const Kernel linear = {"gemm", "MNK",
-    {{"a", X, "MK"}, {"b", X, "KN"}, {"bias", X, "N"}, {"y", Y, "MN", .bound = 16}, {"dy", DY, "MN"},
-     {"da", DX, "MK", .of = 0, .bound = 16}, {"db", DX, "KN", .of = 1, .bound = 16}, {"dbias", DX, "N", .of = 2, .bound = 12}},
+    {{"a", X, "MK"}, {"b", X, "KN"}, {"bias", X, "N", .f32 = true}, {"y", Y, "MN", .bound = 16, .bf16 = 1}, {"dy", DY, "MN"},
+     {"da", DX, "MK", .of = 0, .bound = 16}, {"db", DX, "KN", .of = 1, .bound = 16, .f32 = true},
+     {"dbias", DX, "N", .of = 2, .bound = 12, .f32 = true}},
     linear_f, linear_b};
 
-TEST(gemm_golden) {
+KERNEL_TEST(gemm_golden) {
     static const int64_t sizes[][3] = {{1, 1, 1}, {5, 37, 13}, {35, 17, 130}};
     for (int i = 0; i < COUNT_OF(sizes); i++) kernel_check(&linear, sizes[i], GOLDEN);
 }
 
-TEST(gemm_sizes) {
+KERNEL_TEST(gemm_sizes) {
     static const int64_t sizes[][3] = {
         {0, 3, 3}, {3, 0, 3}, {3, 3, 0}, {1, 640, 128}, {640, 1, 128}, {193, 513, 65}, {640, 384, 128}, {185, 768, 768}, {128, 128, 1700},
     };
@@ -51,7 +53,8 @@ static void flags(int64_t M, int64_t N, int64_t K, bool ta, bool tb, bool bias, 
     for (int64_t j = 0; j < N; j++) b[j] = (float)j;
     for (int64_t i = 0; beta && i < M; i++)
         for (int64_t j = 0; j < N; j++) C[i * ldc + j] = (float)(i - j);
-    op->gemm(NULL, F32, F32, C, ldc, A, lda, B, ldb, bias ? b : NULL, ta, tb, M, N, K, (float)beta);
+    RUN(op->gemm(S, F32, F32, IO_N(C, (size_t)(M * ldc) * 4), ldc, IN_N(A, (size_t)(ra * lda) * 4), lda, IN_N(B, (size_t)(rb * ldb) * 4),
+                 ldb, bias ? IN_N(b, (size_t)N * 4) : NULL, ta, tb, M, N, K, (float)beta));
     int wrong = 0, spilt = 0;
     for (int64_t i = 0; i < M; i++) {
         for (int64_t j = 0; j < N; j++) {
@@ -66,13 +69,12 @@ static void flags(int64_t M, int64_t N, int64_t K, bool ta, bool tb, bool bias, 
     free(A), free(B), free(C), free(b);
 }
 
-TEST(gemm_flags) {
+KERNEL_TEST(gemm_flags) {
     static const int64_t sizes[][3] = {{1, 1, 1}, {3, 5, 0}, {2, 1, 9}, {1, 40, 17}, {17, 31, 23}, {65, 130, 70}, {200, 520, 33},
                                        {40, 70, 1100}}; /* the last: copied in two pieces of K when ta */
-    for (int threads = 1; threads <= 2; threads++) {
+    for (int threads = 1; threads <= (S ? 1 : 2); threads++) { /* threads are the CPU's */
         device_cpu(threads);
         for (int i = 0; i < COUNT_OF(sizes); i++)
             for (int f = 0; f < 16; f++) flags(sizes[i][0], sizes[i][1], sizes[i][2], f & 1, f & 2, f & 4, f >> 3);
     }
-    device_cpu(0);
 }

@@ -1,7 +1,7 @@
 /* test_image.c -- image_patches and image_resize_u8 against Pillow, bit for bit. */
 #include "data/safetensors.h"
 #include "kernels/cpu/image.h"
-#include "tests/test.h"
+#include "tests/kernels/kernels.h"
 
 #include <math.h>
 
@@ -64,7 +64,7 @@ static bool golden_case(const SafeTensors *st, int i, ImageView *im, Rect *r, Fi
     return true;
 }
 
-TEST(image_golden) {
+KERNEL_TEST(image_golden) {
     SafeTensors st;
     Error e = {0};
     if (!st_open(&st, GOLDEN, &e)) {
@@ -93,7 +93,7 @@ TEST(image_golden) {
         const int size[1][2] = {{oh, ow}};
         float *p = xcalloc((size_t)grid * 3, sizeof *p);
         memset(p, 0xff, (size_t)grid * 3 * sizeof *p); /* NaN */
-        cpu_image_patches(NULL, F32, p, &im, &r, size, &spec, 1);
+        RUN(op->image_patches(S, F32, IO_N(p, (size_t)grid * 3 * sizeof *p), &im, &r, size, &spec, 1));
         int wrong = 0;
         for (int64_t k = 0; k < grid * 3; k++) {
             const int64_t y = k / 3 / row, x = k / 3 % row;
@@ -111,7 +111,7 @@ TEST(image_golden) {
 enum { B = 5, P = 4, GH = 3, GW = 5, ROW = 3 * P * P };
 
 /* Items of different sizes in one batch, real statistics, both types: against the plain sentence of the contract. */
-TEST(image_patches_layout) {
+KERNEL_TEST(image_patches_layout) {
     static uint8_t rgb[2][40 * 30 * 3];
     ImageView im[B];
     Rect rect[B] = {{0, 0, 30, 40}, {3, 5, 20, 9}, {-4, -4, 44, 10}, {7, 7, 8, 8}, {0, 0, 20, 12}};
@@ -124,8 +124,8 @@ TEST(image_patches_layout) {
     for (int b = 0; b < B; b++) im[b] = b % 2 ? (ImageView){rgb[1], 40, 30} : (ImageView){rgb[0], 30, 40};
     memset(got, 0xff, sizeof got);
     memset(half, 0xff, sizeof half);
-    cpu_image_patches(NULL, F32, got, im, rect, size, &spec, B);
-    cpu_image_patches(NULL, BF16, half, im, rect, size, &spec, B);
+    RUN(op->image_patches(S, F32, IO(got), im, rect, size, &spec, B));
+    RUN(op->image_patches(S, BF16, IO(half), im, rect, size, &spec, B));
     for (int b = 0; b < B; b++) {
         uint8_t px[12 * 20 * 3];
         const int h = size[b][0], w = size[b][1];
@@ -141,10 +141,10 @@ TEST(image_patches_layout) {
             wrong16 += !(fabsf(back - want) <= fabsf(want) / 256); /* 8 bits of precision: half a unit is 2^-9, ties */
         }
         EXPECT(wrong == 0 && wrong16 == 0, "item %d: %d f32 and %d bf16 values are wrong", b, wrong, wrong16);
-        cpu_image_patches(NULL, F32, one, &im[b], &rect[b], &size[b], &spec, 1);
+        RUN(op->image_patches(S, F32, IO(one), &im[b], &rect[b], &size[b], &spec, 1));
         EXPECT(!memcmp(one, got + b * GH * GW * ROW, sizeof one), "item %d differs when it is alone", b);
     }
-    cpu_image_patches(NULL, F32, NULL, NULL, NULL, NULL, &spec, 0); /* no item: nothing happens */
+    op->image_patches(S, F32, NULL, NULL, NULL, NULL, &spec, 0); /* no item: nothing happens */
 }
 
 /* A panorama shrunk to a few pixels: wide windows, and a ring much smaller than the image. */

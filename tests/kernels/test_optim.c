@@ -7,13 +7,13 @@
 COVERS(optim, adamw, sum_squares)
 
 /* test-vectors 9. Each step rounds p, m, v once or twice at their magnitude. */
-TEST(adamw_specification) {
+KERNEL_TEST(adamw_specification) {
     static const float g[3] = {0.5f, -0.2f, 0.1f};
     static const double want[3][3] = {{0.05, 0.005, 0.9899000002}, {0.025, 0.0057, 0.986332870672}, {0.0325, 0.005786, 0.982410896276}};
     float p = 1, m = 0, v = 0;
     const AdamSegment all = {0, 1, 1e-2f, 0.01f};
     for (int k = 0; k < 3; k++) {
-        op->adamw(NULL, &p, &m, &v, &g[k], &all, 1, 0.9f, 0.98f, 1e-8f, 1, k + 1);
+        RUN(op->adamw(S, IO(p), IO(m), IO(v), IN(g[k]), &all, 1, 0.9f, 0.98f, 1e-8f, 1, k + 1));
         EXPECT_NEAR(m, want[k][0], 8 * EPS32 * 0.05, "m after step %d", k + 1);
         /* 0.98f is 1.3e-8 off: 1 - b2 moves by 6e-7 of itself */
         EXPECT_NEAR(v, want[k][1], (8 * EPS32 + 7e-7) * 0.0058, "v after step %d", k + 1);
@@ -22,7 +22,7 @@ TEST(adamw_specification) {
 }
 
 /* PyTorch, three steps, two segments with rates of their own and a gap; gradients scaled by 1/2. */
-TEST(adamw_golden) {
+KERNEL_TEST(adamw_golden) {
     Error e = {0};
     SafeTensors st = {0};
     static float p[1000], g[3000], want[1000], first[1000], m[1000], v[1000];
@@ -35,8 +35,13 @@ TEST(adamw_golden) {
     if (!tp || !tg || !tw) return;
     EXPECT(st_to_f32(p, tp, &e) && st_to_f32(g, tg, &e) && st_to_f32(want, tw, &e), "%s", e.text);
     memcpy(first, p, sizeof p);
+    memset(m, 0, sizeof m);
+    memset(v, 0, sizeof v);
     const AdamSegment segments[] = {{310, 1000, 1e-3f, 0}, {400, 400, 1, 1}, {0, 300, 1e-2f, 0.1f}}; /* any order, empty ones too */
-    for (int k = 0; k < 3; k++) op->adamw(NULL, p, m, v, g + 1000 * k, segments, 3, 0.9f, 0.98f, 1e-8f, 0.5f, k + 1);
+    for (int k = 0; k < 3; k++) {
+        float *gradient = IN(g);
+        RUN(op->adamw(S, IO(p), IO(m), IO(v), gradient + 1000 * k, segments, 3, 0.9f, 0.98f, 1e-8f, 0.5f, k + 1));
+    }
     /* |p| <= 1: a rounding per step; updates of 0.01 with 10 EPS32 of their own, 1e-6 where m cancels */
     for (int i = 0; i < 1000; i++) EXPECT_NEAR(p[i], want[i], 3 * EPS32 + 3e-8 + 1e-9, "p[%d]", i);
     for (int i = 300; i < 310; i++) EXPECT(p[i] == first[i] && m[i] == 0 && v[i] == 0, "value %d in no segment was touched", i);
@@ -44,7 +49,7 @@ TEST(adamw_golden) {
 }
 
 /* Many small segments, any number of threads: the same bits. */
-TEST(adamw_threads) {
+KERNEL_TEST(adamw_threads) {
     enum { N = 100000 };
     static float p[2][N], m[2][N], v[2][N], g[N];
     static AdamSegment segments[100];
@@ -55,15 +60,15 @@ TEST(adamw_threads) {
         memset(m[t], 0, sizeof m[t]);
         memset(v[t], 0, sizeof v[t]);
         device_cpu(t ? 3 : 1);
-        for (int k = 1; k <= 3; k++) op->adamw(NULL, p[t], m[t], v[t], g, segments, 100, 0.9f, 0.999f, 1e-8f, 1, k);
+        for (int k = 1; k <= 3; k++) RUN(op->adamw(S, IO(p[t]), IO(m[t]), IO(v[t]), IN(g), segments, 100, 0.9f, 0.999f, 1e-8f, 1, k));
     }
     device_cpu(0);
     EXPECT(!memcmp(p[0], p[1], sizeof p[0]) && !memcmp(m[0], m[1], sizeof m[0]) && !memcmp(v[0], v[1], sizeof v[0]), "other bits");
-    op->adamw(NULL, p[0], m[0], v[0], g, segments, 0, 0.9f, 0.999f, 1e-8f, 1, 1);
+    RUN(op->adamw(S, IO(p[0]), IO(m[0]), IO(v[0]), IN(g), segments, 0, 0.9f, 0.999f, 1e-8f, 1, 1));
     EXPECT(!memcmp(p[0], p[1], sizeof p[0]), "no segment, yet something moved");
 }
 
-TEST(sum_squares) {
+KERNEL_TEST(sum_squares) {
     static float x[100003];
     static const int64_t sizes[] = {0, 1, 37, 4096, 4097, 100003};
     for (int i = 0; i < COUNT_OF(sizes); i++) {
@@ -72,7 +77,7 @@ TEST(sum_squares) {
         for (int64_t j = 0; j < sizes[i]; j++) want += (double)x[j] * (double)x[j];
         for (int t = 0; t < 3; t++) {
             device_cpu(t + 1);
-            op->sum_squares(NULL, F32, &got[t], x, sizes[i]);
+            RUN(op->sum_squares(S, F32, &got[t], IN_N(x, (size_t)sizes[i] * 4), sizes[i]));
             EXPECT(got[t] == got[0], "n %" PRId64 ": other bits with %d threads", sizes[i], t + 1);
         }
         /* in double on both sides: n roundings at worst */
@@ -80,10 +85,10 @@ TEST(sum_squares) {
     }
     device_cpu(0);
     double out;
-    op->sum_squares(NULL, F32, &out, (float[]){1e30f, 1e30f}, 2);
+    RUN(op->sum_squares(S, F32, &out, IN((float[]){1e30f, 1e30f}), 2));
     EXPECT_NEAR(out, 2e60, 1e54, "no overflow at 1e60");
-    op->sum_squares(NULL, F32, &out, (float[]){1, NAN, 2}, 3);
+    RUN(op->sum_squares(S, F32, &out, IN((float[]){1, NAN, 2}), 3));
     EXPECT(isnan(out), "a NaN is hidden: %g", out);
-    op->sum_squares(NULL, F32, &out, (float[]){1, -INFINITY, 2}, 3);
+    RUN(op->sum_squares(S, F32, &out, IN((float[]){1, -INFINITY, 2}), 3));
     EXPECT(isinf(out), "an infinity is hidden: %g", out);
 }
