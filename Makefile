@@ -1,9 +1,13 @@
 # vpdistill. `make` builds build/cpu/vpdistill; `make demo` runs the main job; `make test` runs the tests.
-# DEBUG=1 and SAN=1 choose build directories of their own, so nothing ever needs a clean.
+# CUDA=1, DEBUG=1 and SAN=1 choose build directories of their own, so nothing ever needs a clean.
 
+CUDA  ?= 0        # 1: also build the device for NVIDIA's graphics cards, into build/cuda (needs nvcc and cuBLASLt)
 SAN   ?= 0        # 1: address and undefined-behaviour sanitizers
 DEBUG ?= 0        # 1: -O0 -g
-B     := build/cpu$(if $(filter 1,$(SAN)),-san)$(if $(filter 1,$(DEBUG)),-debug)
+B     := build/$(if $(filter 1,$(CUDA)),cuda,cpu)$(if $(filter 1,$(SAN)),-san)$(if $(filter 1,$(DEBUG)),-debug)
+
+CUDA_HOME  ?= /usr/local/cuda
+CUDA_ARCHS ?= 80 90   # machine code for these compute capabilities, PTX for the last: newer cards compile that when they start
 
 CC       ?= gcc
 WARN     := -Wall -Wextra -Werror -Wno-format-truncation
@@ -15,7 +19,7 @@ CFLAGS   := -std=c17 -g $(OPT) -march=native -fno-math-errno -fopenmp -pthread $
 EMUFLAGS := -std=c++17 -g $(if $(filter 1,$(SAN)),$(SANFLAGS),-O2) -march=native -ffp-contract=off -fno-math-errno -pthread $(WARN) -Wno-unknown-pragmas
 LDLIBS   := -ldnnl -ljpeg -ljansson -lcyaml -lutf8proc -lm
 
-ENGINE := $(wildcard kernels/cpu/*.c engine/*.c data/*.c modules/*.c)
+ENGINE := $(wildcard kernels/cpu/*.c engine/*.c data/*.c modules/*.c) $(if $(filter 1,$(CUDA)),$(wildcard kernels/cuda/*.c),kernels/nocuda.c)
 VERBS  := $(wildcard engine/verbs/*.c)
 TESTS  := $(wildcard tests/*.c tests/kernels/*.c tests/engine/*.c tests/data/*.c tests/modules/*.c)
 EMU    := $(wildcard kernels/cuda/*.cu tests/emu/*.cpp tests/emu/faults/*.cu)   # CUDA kernels, compiled for the host
@@ -23,15 +27,25 @@ BENCH  := $(wildcard bench/*.c)
 MAIN   := engine/main.c
 LIB    := $(filter-out $(MAIN),$(ENGINE))
 obj     = $(patsubst %.c,$(B)/%.o,$(1))
+KERNELS :=  # objects of the .cu files
+ifeq ($(CUDA),1)
+NVCC      := $(CUDA_HOME)/bin/nvcc
+NVCCFLAGS := -std=c++17 -O3 -lineinfo -cudart shared -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas -Werror all-warnings \
+             $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) \
+             -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
+CPPFLAGS  += -DWITH_CUDA -isystem $(CUDA_HOME)/include
+LDLIBS    += -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lcudart -lstdc++
+KERNELS   := $(patsubst %.cu,$(B)/%.cu.o,$(wildcard kernels/cuda/*.cu))
+endif
 emu_obj = $(addprefix $(B)/emu/,$(addsuffix .o,$(basename $(1))))
 
 all: $(B)/vpdistill
 
-$(B)/vpdistill: $(call obj,$(LIB) $(VERBS) $(MAIN))
+$(B)/vpdistill: $(call obj,$(LIB) $(VERBS) $(MAIN)) $(KERNELS)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
-$(B)/test: $(call obj,$(LIB) $(TESTS)) $(call emu_obj,$(EMU))
+$(B)/test: $(call obj,$(LIB) $(TESTS)) $(call emu_obj,$(EMU)) $(KERNELS)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 
@@ -39,6 +53,12 @@ $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  CC $<"
 	@$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+
+$(B)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	@command -v $(NVCC) >/dev/null || { echo "make CUDA=1 needs nvcc of the CUDA toolkit, $(NVCC) is missing (CUDA_HOME=FOLDER names another place)"; exit 1; }
+	@echo "  NVCC $<"
+	@$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MMD -MP -c $< -o $@
 
 # The same kernel sources that nvcc compiles, as plain C++ for the emulated card (tests/emu/emu.h).
 $(B)/emu/%.o: %.cu

@@ -6,7 +6,7 @@
 PYTHON ?= python3
 STEP   ?=
 
-$(B)/vpbench: $(call obj,$(LIB) $(BENCH) tests/engine/count.c)
+$(B)/vpbench: $(call obj,$(LIB) $(BENCH) tests/engine/count.c) $(KERNELS)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 

@@ -161,7 +161,7 @@ int bench_step(int argc, char **argv) {
     b.text = bench_int(argc, argv, "--text", 10, 3, MAX_TEXT);
     b.h = bench_int(argc, argv, "--height", 48, 1, 16384);
     b.w = bench_int(argc, argv, "--width", 48, 1, 16384);
-    run_open(&b.run, &b.cfg);
+    run_open(&b.run, &b.cfg, NULL);
     b.optim = run_optim(&b.cfg, 1e-4, 1000000);
     b.module = module_open(folder, b.run.dev, MODULE_TRAINED, false, 1, &e);
     bool ok = b.module != NULL;

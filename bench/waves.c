@@ -186,7 +186,7 @@ int bench_waves(int argc, char **argv) {
         fprintf(stderr, "bench waves: %s\n", e.text);
         return FAIL_CONFIG;
     }
-    run_open(&b.run, &b.cfg);
+    run_open(&b.run, &b.cfg, NULL);
     arena_open(&b.arena, "programs", NULL, (size_t)2 << 30);
     bool ok = open_modules(&b, &e) && read_jobs(&b, &e) && measure(&b, &e);
     if (ok) measure_stubs(&b);

@@ -15,7 +15,9 @@
     TEXT(out, "build/run", "folder for checkpoints, metrics and reports")                                    \
     INT(threads, 0, 0, 1024, "CPU threads; 0: one per core")                                                 \
     INT(log_every, 50, 1, 1000000, "steps between two lines of metrics")                                     \
-    TEXT(device, "cpu", "where tensors live")
+    CHOICE(device, "cpu", "auto|cpu|cuda", "where networks compute; auto: on a graphics card when there is one") \
+    INT(card, 0, 0, 15, "number of the graphics card")                                                       \
+    INT(device_mb, 0, 0, 10000000, "graphics card: most memory for one update's activations, megabytes; 0: all there is")
 
 #define DATA_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                         \
     TEXT(kind, "gqa", "kind of dataset")                                                                     \
@@ -130,6 +132,7 @@
 
 /* The choices in the order of their rows. */
 enum { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
+enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA };
 enum { STEER_STUDENT, STEER_TEACHER };
 enum { VERIFY_EXISTS, VERIFY_WORDS };
 

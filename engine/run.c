@@ -4,13 +4,30 @@
 #include <math.h>
 #include <unistd.h>
 
-void run_open(Run *r, const Config *cfg) {
-    *r = (Run){.cfg = cfg, .dev = device_cpu(cfg->run.threads)};
+static Device *preset;
+
+void run_use_device(Device *d) { preset = d; }
+
+/* The device that the configuration asks for. The CPU's threads are set in any case: it always has work of its own. */
+static Device *open_device(const Config *cfg, Error *e) {
+    Device *cpu = device_cpu(cfg->run.threads), *cuda = NULL;
+    if (preset) return preset;
+    if (cfg->run.device == DEVICE_AUTO && device_cuda_count(NULL)) cuda = device_cuda(cfg->run.card, NULL);
+    if (cfg->run.device == DEVICE_CUDA && !(cuda = device_cuda(cfg->run.card, e))) return NULL;
+    return cuda ? cuda : cpu;
+}
+
+bool run_open(Run *r, const Config *cfg, Error *e) {
+    *r = (Run){.cfg = cfg, .dev = open_device(cfg, e)};
+    if (!r->dev) return false;
+    size_t available, device_bytes;
+    r->dev->memory(r->dev, &available, &device_bytes);
+    if (cfg->run.device_mb && !r->dev->reserves) device_bytes = MIN(device_bytes, (size_t)cfg->run.device_mb << 20);
+    arena_open(&r->step, "step", r->dev, device_bytes);
     /* Address space, not memory: a page is taken when an update first reaches it. */
-    size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    arena_open(&r->step, "step", r->dev, memory);
-    arena_open(&r->host, "host", NULL, memory / 4);
+    arena_open(&r->host, "host", NULL, (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / 4);
     r->ctx = (Ctx){.dev = r->dev, .step = &r->step, .host = &r->host};
+    return true;
 }
 
 void run_close(Run *r) {

@@ -12,8 +12,11 @@ typedef struct Run {
     Ctx ctx;
 } Run;
 
-void run_open(Run *r, const Config *cfg);
+/* Opens the device that run.device asks for; false when it is not there: e says why. run_close is right after either. */
+bool run_open(Run *r, const Config *cfg, Error *e);
 void run_close(Run *r);
+/* For tests: runs opened from now on compute there, whatever their configuration says. NULL: as they say. */
+void run_use_device(Device *d);
 /* A new update: empties the arenas; training puts the tape on. Dropout's numbers follow from (seed, update). */
 void run_begin(Run *r, int64_t update, bool training);
 /* Fails (FAIL_NUMERIC) because update `step` gave this loss, and names the first tensor that is not finite: a parameter of the

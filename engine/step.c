@@ -242,7 +242,7 @@ bool programs_parse(const Dataset *d, const Dialect *dialect, Program ***out, Ar
 
 bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
     *d = (Distiller){.cfg = cfg, .learn = true};
-    run_open(&d->run, cfg);
+    if (!run_open(&d->run, cfg, e)) return false;
     arena_open(&d->programs, "programs", NULL, (size_t)8 << 30);
     DatasetConfig dc = {.type = cfg->data.kind,
                         .dir = cfg->data.dir,

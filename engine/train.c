@@ -413,7 +413,7 @@ bool train_run(const Config *cfg, Error *e) {
     if (!*folder)
         return fail_as(e, FAIL_CONFIG, "train: model.%s is empty; name the model folder to train", what);
     Run r;
-    run_open(&r, cfg);
+    if (!run_open(&r, cfg, e)) return false;
     bool ok = false;
     Source source[2] = {0};
     TrainSet val = {0};

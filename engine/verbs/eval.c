@@ -90,9 +90,8 @@ static Status run(Args *a, Error *e) {
         return FAIL_USAGE;
     }
     static Evaluation v;
-    run_open(&v.run, cfg);
     DatasetConfig dc = {.type = cfg->data.kind, .dir = cfg->data.dir, .split = cfg->eval.split, .max_bad = 100};
-    bool ok = dataset_open(&v.data, &dc, e) && (!cfg->eval.blame || open_graphs(&v, cfg, e)) && open_models(&v, cfg, e) && evaluate(&v, cfg, e);
+    bool ok = run_open(&v.run, cfg, e) && dataset_open(&v.data, &dc, e) && (!cfg->eval.blame || open_graphs(&v, cfg, e)) && open_models(&v, cfg, e) && evaluate(&v, cfg, e);
     if (ok) {
         print(&v, cfg);
         ok = report(&v, cfg, e);

@@ -137,6 +137,13 @@ static void print_machine(const Config *cfg) {
     line("threads", "%d (OpenMP allows %d%s%s)", dev->nthreads, omp_get_max_threads(), policy ? ", OMP_WAIT_POLICY=" : "", policy ? policy : "");
     const dnnl_version_t *v = dnnl_version();
     line("oneDNN", "%d.%d.%d (%.10s)", v->major, v->minor, v->patch, v->hash);
+    Error e = {0};
+    const int cards = device_cuda_count(&e);
+    for (int i = 0; i < cards; i++) {
+        Device *card = device_cuda(i, &e);
+        line("cuda", "%d: %s", i, card ? card->description : e.text);
+    }
+    if (!cards) line("cuda", "%s", e.text);
     print_build();
 }
 

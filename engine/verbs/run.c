@@ -442,11 +442,10 @@ static Status run(Args *a, Error *e) {
     Runner *r = xcalloc(1, sizeof *r);
     bool ok = read_options(&r->o, a, e);
     if (ok) {
-        run_open(&r->run, &a->cfg);
         r->dialect = r->o.image[1] ? dialect_nlvr : dialect_gqa;
         r->dialect.strict = r->o.strict;
         r->style = r->o.image[1] ? ANSWER_TRUE_FALSE : ANSWER_YES_NO;
-        ok = read_programs(r, e) && read_images(r, e) && open_modules(r, e) && open_outputs(r, e) && run_all(r, e);
+        ok = run_open(&r->run, &a->cfg, e) && read_programs(r, e) && read_images(r, e) && open_modules(r, e) && open_outputs(r, e) && run_all(r, e);
         Error *left = ok ? e : NULL; /* the first sentence stays */
         ok = html_close(&r->html, left) && ok;
         ok = close_json(r, ok ? e : NULL) && ok;

@@ -137,7 +137,7 @@ static void bench_open(Bench *b, const SceneGraphs *g) {
     config_defaults(&b->cfg);
     b->cfg.run.threads = 1;
     b->cfg.data.workers = 0;
-    run_open(&b->run, &b->cfg);
+    run_open(&b->run, &b->cfg, NULL);
     oracle_answerer(&b->vqa, "VQA", g, NULL, false);
     oracle_answerer(&b->loc, "LOC", g, NULL, false);
     b->answerer[0] = &b->vqa.base;

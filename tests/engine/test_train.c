@@ -98,7 +98,7 @@ TEST(train_learns) {
     double score = 0;
     char folder[600];
     snprintf(folder, sizeof folder, "%s/learns/model", test_dir());
-    run_open(&r, &cfg);
+    run_open(&r, &cfg, NULL);
     Module *m = module_open(folder, r.dev, MODULE_FROZEN, true, 0, &e);
     EXPECT(m, "%s", e.text);
     const DatasetConfig dc = {.type = "steps", .dir = cfg.data.dir, .split = "train"};
@@ -117,7 +117,7 @@ TEST(train_names_not_finite) {
     configure(&cfg, "unused", "");
     Run r;
     Error e = {0};
-    run_open(&r, &cfg);
+    run_open(&r, &cfg, NULL);
     Module *m = module_open("configs/models/tiny-vilt", r.dev, MODULE_TRAINED, false, 1, &e);
     CHECK(m, "%s", e.text);
     ParamSet *set[] = {&m->params};

@@ -1,0 +1,160 @@
+/* gemm.c -- matrix products on CUDA by cuBLASLt. Contract: ops.h. The only file that includes cublasLt.h.
+ *
+ * cuBLASLt thinks in columns. Our row-major C (M,N) is its column-major C^T (N,M) = op(B)^T op(A)^T in the same memory: so B
+ * is its first operand and A the second, and the bias of a row, one per column j, is its bias of a column, one per row.
+ *
+ * Which of its kernels runs is asked once for each shape (its heuristic takes some 50 us) and remembered. f32 products are
+ * computed in f32, never in TF32. The library promises the same bits for the same call on the same kind of card.
+ */
+#include "engine/base.h"
+#include "kernels/cuda/stream.h"
+#include "kernels/ops.h"
+
+#include <cublasLt.h>
+
+/* NVIDIA's advice for Hopper; older cards take as much as they need of it. */
+enum { WORKSPACE_BYTES = 32 << 20, NO_ALIGNMENT = 16 /* beyond it no kernel cares */ };
+
+#define LT_CHECK(call) lt_check((call), #call, __FILE__, __LINE__)
+static void lt_check(cublasStatus_t status, const char *call, const char *file, int line) {
+    if (status == CUBLAS_STATUS_SUCCESS) return;
+    die(FAIL_OTHER, "%s:%d: %s: %s (%s)", file, line, call, cublasLtGetStatusString(status), cublasLtGetStatusName(status));
+}
+
+/* ---- plans ---------------------------------------------------------------------------------------- */
+
+/* All that decides which kernel may run. Compared byte by byte, so every byte is set. */
+typedef struct Shape {
+    int64_t M, N, K, lda, ldb, ldc;
+    int32_t card;
+    uint8_t t, tc, ta, tb, bias, align_a, align_b, align_c;
+} Shape;
+
+typedef struct Plan {
+    Shape shape;
+    cublasLtMatmulDesc_t op;
+    cublasLtMatrixLayout_t first, second, out;
+    cublasLtMatmulAlgo_t algo;
+} Plan;
+
+static Plan *plans; /* open addressing; a free place has no `op` */
+static int64_t nplans, nplaces;
+static cublasLtHandle_t handles[16];
+
+static cublasLtHandle_t handle(int card) {
+    CHECK(card < COUNT_OF(handles), "card %d", card);
+    if (!handles[card]) LT_CHECK(cublasLtCreate(&handles[card]));
+    return handles[card];
+}
+
+static cudaDataType_t cuda_type(DType t) { return t == F32 ? CUDA_R_32F : CUDA_R_16BF; }
+
+/* The column-major layout of a row-major matrix of `rows` rows of `n` values. */
+static cublasLtMatrixLayout_t layout(DType t, int64_t rows, int64_t n, int64_t ld) {
+    cublasLtMatrixLayout_t l;
+    LT_CHECK(cublasLtMatrixLayoutCreate(&l, cuda_type(t), (uint64_t)n, (uint64_t)rows, ld));
+    return l;
+}
+
+static void plan_make(Plan *p, const Shape *s) {
+    *p = (Plan){.shape = *s};
+    const cublasOperation_t first = s->tb ? CUBLAS_OP_T : CUBLAS_OP_N, second = s->ta ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasLtEpilogue_t epilogue = s->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    LT_CHECK(cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
+    LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
+    LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    p->first = layout(s->t, s->tb ? s->N : s->K, s->tb ? s->K : s->N, s->ldb);
+    p->second = layout(s->t, s->ta ? s->K : s->M, s->ta ? s->M : s->K, s->lda);
+    p->out = layout(s->tc, s->M, s->N, s->ldc);
+    cublasLtMatmulPreference_t want;
+    const uint64_t workspace = WORKSPACE_BYTES;
+    const uint32_t a = s->align_a, b = s->align_b, c = s->align_c;
+    LT_CHECK(cublasLtMatmulPreferenceCreate(&want));
+    LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace));
+    LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &b, sizeof b));
+    LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &a, sizeof a));
+    LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c, sizeof c));
+    LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &c, sizeof c));
+    cublasLtMatmulHeuristicResult_t best;
+    int found = 0;
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle(s->card), p->op, p->first, p->second, p->out, p->out, want, 1,
+                                                                 &best, &found);
+    if (status != CUBLAS_STATUS_SUCCESS || !found)
+        die(FAIL_OTHER, "cuBLASLt has no kernel for a product of (%" PRId64 ",%" PRId64 ") and (%" PRId64 ",%" PRId64 "), %s%s%s: %s", s->M,
+            s->K, s->K, s->N, s->t == F32 ? "f32" : "bf16", s->ta ? ", first transposed" : "", s->tb ? ", second transposed" : "",
+            cublasLtGetStatusString(status));
+    p->algo = best.algo;
+    LT_CHECK(cublasLtMatmulPreferenceDestroy(want));
+}
+
+static Plan *place_of(Plan *table, int64_t places, const Shape *s) {
+    uint64_t at = hash_bytes(s, sizeof *s, 0);
+    while (table[at & (uint64_t)(places - 1)].op && memcmp(&table[at & (uint64_t)(places - 1)].shape, s, sizeof *s)) at++;
+    return &table[at & (uint64_t)(places - 1)];
+}
+
+static const Plan *plan_for(const Shape *s) {
+    if (2 * (nplans + 1) > nplaces) {
+        const int64_t more = MAX(2 * nplaces, 256);
+        Plan *table = xcalloc((size_t)more, sizeof *table);
+        for (int64_t i = 0; i < nplaces; i++)
+            if (plans[i].op) *place_of(table, more, &plans[i].shape) = plans[i];
+        free(plans);
+        plans = table;
+        nplaces = more;
+    }
+    Plan *p = place_of(plans, nplaces, s);
+    if (!p->op) {
+        plan_make(p, s);
+        nplans++;
+    }
+    return p;
+}
+
+/* ---- the op --------------------------------------------------------------------------------------- */
+
+/* The largest power of two up to 16 that divides the address. */
+static uint8_t alignment(const void *p) {
+    const uintptr_t bits = (uintptr_t)p | NO_ALIGNMENT;
+    return (uint8_t)(bits & -bits);
+}
+
+void cuda_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B, int64_t ldb,
+               const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
+    CHECK(beta == 0 || beta == 1, "gemm: beta is %g, wants 0 or 1", (double)beta);
+    if (!M || !N) return;
+    CHECK(ldc >= N && (!K || (lda >= (ta ? M : K) && ldb >= (tb ? K : N))),
+          "gemm (%" PRId64 ",%" PRId64 ",%" PRId64 "): leading dimensions %" PRId64 " %" PRId64 " %" PRId64, M, N, K, ldc, lda, ldb);
+    const void *addend = bias;
+    const size_t rows_bytes = ((size_t)MAX(M, N) * dtype_size(t) + 255) & ~(size_t)255, bias_bytes = (size_t)N * dtype_size(tc);
+    /* The epilogue takes a bias of C's type, and says nothing of its alignment. */
+    const bool copy_bias = bias && (tc != F32 || alignment(bias) < NO_ALIGNMENT);
+    char *scratch = !K || copy_bias ? cuda_scratch(s, rows_bytes + bias_bytes) : NULL;
+    if (copy_bias) {
+        ops_cuda.cast(s, tc, scratch + rows_bytes, F32, bias, N);
+        addend = scratch + rows_bytes;
+    }
+    if (!K) { /* an empty sum is 0 times 0 */
+        CUDA_CHECK(cudaMemsetAsync(scratch, 0, rows_bytes, s->cuda));
+        A = B = scratch;
+        K = 1;
+        lda = ta ? M : 1;
+        ldb = tb ? 1 : N;
+    }
+    if (!s->workspace) {
+        CUDA_CHECK(cudaMalloc(&s->workspace, WORKSPACE_BYTES));
+        s->workspace_bytes = WORKSPACE_BYTES;
+    }
+    Shape shape;
+    memset(&shape, 0, sizeof shape);
+    shape.M = M, shape.N = N, shape.K = K, shape.lda = lda, shape.ldb = ldb, shape.ldc = ldc;
+    shape.card = s->card;
+    shape.t = (uint8_t)t, shape.tc = (uint8_t)tc, shape.ta = ta, shape.tb = tb, shape.bias = bias != NULL;
+    shape.align_a = alignment(A), shape.align_b = alignment(B), shape.align_c = alignment(C);
+    const Plan *p = plan_for(&shape);
+    if (bias) LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &addend, sizeof addend));
+    const float one = 1;
+    LT_CHECK(cublasLtMatmul(handle(s->card), p->op, &one, B, p->first, A, p->second, &beta, C, p->out, C, p->out, &p->algo,
+                            s->workspace, s->workspace_bytes, s->cuda));
+}
