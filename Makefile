@@ -27,9 +27,9 @@ BENCH  := $(wildcard bench/*.c)
 MAIN   := engine/main.c
 LIB    := $(filter-out $(MAIN),$(ENGINE))
 obj     = $(patsubst %.c,$(B)/%.o,$(1))
+NVCC    := $(CUDA_HOME)/bin/nvcc
 KERNELS :=  # objects of the .cu files
 ifeq ($(CUDA),1)
-NVCC      := $(CUDA_HOME)/bin/nvcc
 NVCCFLAGS := -std=c++17 -O3 -lineinfo -cudart shared -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas -Werror all-warnings \
              $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) \
              -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
@@ -107,6 +107,6 @@ demo: deps
 	@test -f $(D)/hard/dataset.json || $(B)/vpdistill scenes configs/demo-scenes.yaml
 	$(B)/vpdistill distill configs/demo.yaml
 
-include bench/bench.mk tests/fuzz/fuzz.mk
+include bench/bench.mk tests/fuzz/fuzz.mk tests/cuda/cuda.mk
 
 .PHONY: all deps test demo pretrained

@@ -42,7 +42,7 @@ void fill_random(float *x, int64_t n, uint64_t seed, float lo, float hi) {
 static DeviceId now_on;
 static const char *const device_names[] = {"cpu", "emu", "cuda"};
 
-void kernel_test_register(const char *file, const char *name, TestFn *on[NDEVICES]) {
+void device_test_register(const char *file, const char *name, TestFn *on[NDEVICES]) {
     for (int i = 0; i < NDEVICES; i++) {
 #ifndef WITH_CUDA
         if (i == CUDA_CARD) continue;
@@ -72,7 +72,7 @@ static Device *with_all_ops(const Device *d) {
 
 static void mirror_forget(void);
 
-void kernel_test_run(DeviceId id, TestFn *body) {
+void device_test_run(DeviceId id, TestFn *body) {
     static Error e;
     Device *d = id == CPU ? device_cpu(0) : id == EMU ? device_emu() : device_cuda(0, &e);
     if (!d) {
@@ -404,12 +404,27 @@ static void stir(int r) {
     if (now_on == EMU) emu_schedule((uint64_t)r);
 }
 
+/* The emulated card takes some 30 ns per thread and barrier: a case of more values than this is only run and compared there,
+ * aligned; what the rest of the checks would find, they find in the small cases. */
+enum { EMU_VALUES = 40000 };
+
+static bool large(const Case *c) {
+    int64_t values = 0;
+    for (int i = 0; i < c->nslots; i++) values += c->n[i];
+    return now_on == EMU && values > EMU_VALUES;
+}
+
 /* Everything for one placement of the buffers. */
 static void check_placed(const Case *c, bool guarded, int reruns) {
+    if (large(c) && guarded) return;
     Result first;
     stir(0);
     run(c, &first, guarded, false, -1);
     compare_all(c, &first);
+    if (large(c)) {
+        result_free(c, &first);
+        return;
+    }
     for (int r = 1; r <= reruns; r++) {
         Result again;
         stir(r);

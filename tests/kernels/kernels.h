@@ -35,15 +35,15 @@ extern DType dt;
 
 /* A test that runs on every device, as "name [cpu]", "name [emu]", "name [cuda]": `build/cpu/test emu` runs all of one. */
 typedef enum DeviceId { CPU, EMU, CUDA_CARD, NDEVICES } DeviceId;
-void kernel_test_register(const char *file, const char *name, TestFn *on[NDEVICES]);
-void kernel_test_run(DeviceId id, TestFn *body);
-#define KERNEL_TEST(name)                                                                                    \
+void device_test_register(const char *file, const char *name, TestFn *on[NDEVICES]);
+void device_test_run(DeviceId id, TestFn *body);
+#define DEVICE_TEST(name)                                                                                    \
     static void test_##name(void);                                                                           \
-    static void name##_on_cpu(void) { kernel_test_run(CPU, test_##name); }                                   \
-    static void name##_on_emu(void) { kernel_test_run(EMU, test_##name); }                                   \
-    static void name##_on_cuda(void) { kernel_test_run(CUDA_CARD, test_##name); }                            \
+    static void name##_on_cpu(void) { device_test_run(CPU, test_##name); }                                   \
+    static void name##_on_emu(void) { device_test_run(EMU, test_##name); }                                   \
+    static void name##_on_cuda(void) { device_test_run(CUDA_CARD, test_##name); }                            \
     __attribute__((constructor)) static void register_##name(void) {                                         \
-        kernel_test_register(__FILE__, #name, (TestFn *[]){name##_on_cpu, name##_on_emu, name##_on_cuda});   \
+        device_test_register(__FILE__, #name, (TestFn *[]){name##_on_cpu, name##_on_emu, name##_on_cuda});   \
     }                                                                                                        \
     static void test_##name(void)
 

@@ -41,7 +41,7 @@ KIND(both, "attention_masked_causal", true, true, {"mask", MASK, "Bk"})
 
 static const Kernel *const kinds[] = {&plain, &masked, &causal, &both};
 
-KERNEL_TEST(attention_golden) {
+DEVICE_TEST(attention_golden) {
     static const int64_t sizes[][5] = {
         /* B  H   Tq  Tk   D */
         {1, 1, 1, 1, 1},
@@ -54,7 +54,7 @@ KERNEL_TEST(attention_golden) {
         for (int k = 0; k < COUNT_OF(kinds); k++) kernel_check(kinds[k], sizes[i], GOLDEN);
 }
 
-KERNEL_TEST(attention_sizes) {
+DEVICE_TEST(attention_sizes) {
     static const int64_t sizes[][5] = {
         {0, 2, 3, 3, 4}, {2, 2, 0, 3, 4}, {2, 2, 3, 0, 4}, {1, 1, 1, 17, 3}, {1, 1, 17, 1, 33}, {4, 2, 80, 80, 32}, {1, 2, 185, 185, 64},
     };
@@ -63,7 +63,7 @@ KERNEL_TEST(attention_sizes) {
 }
 
 /* q, k, v as slices of one projection (stride 3HD) give the bits of separate tensors; what lies between is not touched. */
-KERNEL_TEST(attention_strides) {
+DEVICE_TEST(attention_strides) {
     enum { B = 2, H = 2, T = 19, D = 12, C = H * D };
     static float qkv[B * T * 3 * C], part[3][B * T * C], out[2][B * T * C], lse[2][B * H * T], dqkv[B * T * 3 * C],
         dpart[3][B * T * C], dout[B * T * C];
@@ -89,7 +89,7 @@ KERNEL_TEST(attention_strides) {
 }
 
 /* Scores of +-1e4 do not overflow; a masked key may hold anything, NaN too; a NaN that is seen shows. */
-KERNEL_TEST(attention_edges) {
+DEVICE_TEST(attention_edges) {
     float q[1] = {100}, k[3] = {100, -100, NAN}, v[3] = {1, 2, NAN}, out[1], lse[1], d[1] = {1}, dq[1] = {0}, dk[3] = {0}, dv[3] = {0};
     const uint8_t mask[3] = {1, 1, 0};
     RUN(op->attention_fwd(S, F32, IO(out), 1, IO(lse), IN(q), 1, IN(k), IN(v), 1, IN(mask), false, 1, 1, 1, 1, 3, 1));

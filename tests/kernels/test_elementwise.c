@@ -82,7 +82,7 @@ ACTIVATION(sigmoid, 1, 10, 6, 8)
 /* The backward multiplies by dy and adds to what is there: bounds + 2 each, in the driver's scale. */
 static const int64_t lengths[][1] = {{1}, {37}, {1000}};
 
-KERNEL_TEST(activations) {
+DEVICE_TEST(activations) {
     static const Kernel *const ks[] = {&gelu_kernel, &quick_gelu_kernel, &elu1_kernel, &tanh_kernel, &sigmoid_kernel};
     for (int i = 0; i < COUNT_OF(ks); i++) {
         for (int n = 0; n < COUNT_OF(lengths); n++) kernel_check(ks[i], lengths[n], GOLDEN);
@@ -94,7 +94,7 @@ KERNEL_TEST(activations) {
 static void one(float y[1], gelu_fwd_fn *f, float x) { RUN(f(S, F32, IO_N(y, 4), IN(x), 1)); }
 
 /* test-vectors 7 */
-KERNEL_TEST(activations_specification) {
+DEVICE_TEST(activations_specification) {
     static const float rows[][4] = {
         {-3, -0.00404969f, -0.01807131f, 0.04742587f},    {-1, -0.15865525f, -0.15420423f, 0.26894142f},
         {-0.5f, -0.15426877f, -0.14961156f, 0.37754067f}, {0, 0, 0, 0.5f},
@@ -114,7 +114,7 @@ KERNEL_TEST(activations_specification) {
 }
 
 /* NaN shows, infinities have their limits, forwards and slopes. */
-KERNEL_TEST(activations_edges) {
+DEVICE_TEST(activations_edges) {
     const struct {
         const char *name;
         gelu_fwd_fn *f;
@@ -175,7 +175,7 @@ static const Kernel mul_tokens_kernel = {"mul_tokens", "BTC",
     {{"x", X, "BTC"}, {"g", X, "BC"}, {"y", Y, "BTC", .bound = 2}, {"dy", DY, "BTC"},
      {"dx", DX, "BTC", .of = 0, .bound = 2}, {"dg", DX, "BC", .of = 1, .bound = 6}}, mul_tokens_f, mul_tokens_b, .in_place = true};
 
-KERNEL_TEST(sums_and_products) {
+DEVICE_TEST(sums_and_products) {
     kernel_check(&add_kernel, (int64_t[]){37}, GOLDEN);
     kernel_check(&add_kernel, (int64_t[]){0}, NULL);
     kernel_check(&add_kernel, (int64_t[]){70001}, NULL);
@@ -195,7 +195,7 @@ KERNEL_TEST(sums_and_products) {
 }
 
 /* y = a a: both gradients into one buffer. */
-KERNEL_TEST(mul_square) {
+DEVICE_TEST(mul_square) {
     const float a[3] = {1, -2, 3}, dy[3] = {1, 1, 2};
     float da[3] = {10, 10, 10};
     float *both = IO(da), *in = IN(a);
@@ -231,7 +231,7 @@ TEST(philox_known_answer) {
     EXPECT(!memcmp(r, c, sizeof r), "64-bit counter and key");
 }
 
-KERNEL_TEST(dropout) {
+DEVICE_TEST(dropout) {
     enum { N = 40000 };
     static float x[N], y[N], part[N], dx[N];
     const float p = 0.3f, scale = 1 / (1 - p);
@@ -275,7 +275,7 @@ KERNEL_TEST(dropout) {
 
 /* ---- casts -------------------------------------------------------------------------------------------- */
 
-KERNEL_TEST(cast_bf16) {
+DEVICE_TEST(cast_bf16) {
     static const struct { uint32_t in; uint16_t out; } rows[] = {
         {0x3F800000, 0x3F80}, {0x3F808000, 0x3F80} /* tie: even below */, {0x3F818000, 0x3F82} /* tie: even above */,
         {0x3F808001, 0x3F81}, {0x7F7FFFFF, 0x7F80} /* rounds to infinity */, {0x7F800000, 0x7F80}, {0xFF800000, 0xFF80},

@@ -49,7 +49,7 @@ static const Kernel pair = {"pair_scores", "nabPD",
      {"y", Y, "nP", .bound = 16}, {"dy", DY, "nP"}, {"df", DX, "aPD", .of = 0, .bound = 12},
      {"dq", DX, "bD", .of = 1, .bound = 24}}, pair_f, pair_b};
 
-KERNEL_TEST(embed_golden) {
+DEVICE_TEST(embed_golden) {
     static const int64_t rows[][3] = {{1, 1, 1}, {23, 11, 37}}, tokens[][3] = {{1, 1, 1}, {3, 7, 37}};
     for (int i = 0; i < 2; i++) {
         kernel_check(&gather, rows[i], GOLDEN);
@@ -61,7 +61,7 @@ KERNEL_TEST(embed_golden) {
     kernel_check(&pair, (int64_t[]){9, 3, 4, 13, 37}, GOLDEN);
 }
 
-KERNEL_TEST(embed_sizes) {
+DEVICE_TEST(embed_sizes) {
     static const int64_t rows[][3] = {{0, 3, 5}, {3, 2, 0}, {1000, 7, 130}, {145, 577, 192}};
     for (int i = 0; i < COUNT_OF(rows); i++) {
         kernel_check(&gather, rows[i], NULL);
@@ -77,7 +77,7 @@ KERNEL_TEST(embed_sizes) {
 }
 
 /* Copies and additions with every kind of stride: the first token of an image, concatenation, a repeated row. */
-KERNEL_TEST(copy_rows) {
+DEVICE_TEST(copy_rows) {
     static const struct { int64_t ldd, lds, rows, n; } rows[] = {
         {37, 37, 5, 37}, {5, 40, 3, 5}, {40, 5, 3, 5}, {7, 0, 4, 7}, {9, 9, 0, 9}, {9, 9, 3, 0}, {1, 1, 1, 1}, {300, 260, 200, 257},
     };

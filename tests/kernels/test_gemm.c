@@ -25,12 +25,12 @@ static const Kernel linear = {"gemm", "MNK",
      {"dbias", DX, "N", .of = 2, .bound = 12, .f32 = true}},
     linear_f, linear_b};
 
-KERNEL_TEST(gemm_golden) {
+DEVICE_TEST(gemm_golden) {
     static const int64_t sizes[][3] = {{1, 1, 1}, {5, 37, 13}, {35, 17, 130}};
     for (int i = 0; i < COUNT_OF(sizes); i++) kernel_check(&linear, sizes[i], GOLDEN);
 }
 
-KERNEL_TEST(gemm_sizes) {
+DEVICE_TEST(gemm_sizes) {
     static const int64_t sizes[][3] = {
         {0, 3, 3}, {3, 0, 3}, {3, 3, 0}, {1, 640, 128}, {640, 1, 128}, {193, 513, 65}, {640, 384, 128}, {185, 768, 768}, {128, 128, 1700},
     };
@@ -69,7 +69,7 @@ static void flags(int64_t M, int64_t N, int64_t K, bool ta, bool tb, bool bias, 
     free(A), free(B), free(C), free(b);
 }
 
-KERNEL_TEST(gemm_flags) {
+DEVICE_TEST(gemm_flags) {
     static const int64_t sizes[][3] = {{1, 1, 1}, {3, 5, 0}, {2, 1, 9}, {1, 40, 17}, {17, 31, 23}, {65, 130, 70}, {200, 520, 33},
                                        {40, 70, 1100}}; /* the last: copied in two pieces of K when ta */
     for (int threads = 1; threads <= (S ? 1 : 2); threads++) { /* threads are the CPU's */

@@ -64,7 +64,7 @@ static bool golden_case(const SafeTensors *st, int i, ImageView *im, Rect *r, Fi
     return true;
 }
 
-KERNEL_TEST(image_golden) {
+DEVICE_TEST(image_golden) {
     SafeTensors st;
     Error e = {0};
     if (!st_open(&st, GOLDEN, &e)) {
@@ -111,7 +111,7 @@ KERNEL_TEST(image_golden) {
 enum { B = 5, P = 4, GH = 3, GW = 5, ROW = 3 * P * P };
 
 /* Items of different sizes in one batch, real statistics, both types: against the plain sentence of the contract. */
-KERNEL_TEST(image_patches_layout) {
+DEVICE_TEST(image_patches_layout) {
     static uint8_t rgb[2][40 * 30 * 3];
     ImageView im[B];
     Rect rect[B] = {{0, 0, 30, 40}, {3, 5, 20, 9}, {-4, -4, 44, 10}, {7, 7, 8, 8}, {0, 0, 20, 12}};

@@ -42,7 +42,7 @@ static void box_corners_f(void *const *p, const int64_t *d) { op->box_loss(S, p[
                   {"loss", Y, "n", .bound = 16}, {"dx", WRITTEN, "4n", .of = 0, .bound = 32}}, run, NULL, .only_f32 = true, .slope = 0.2}
 static const Kernel box = BOX("box", box_f), box_corners = BOX("box_corners", box_corners_f);
 
-KERNEL_TEST(loss_golden) {
+DEVICE_TEST(loss_golden) {
     static const int64_t sizes[][2] = {{1, 1}, {5, 37}, {4, 701}};
     for (int i = 0; i < COUNT_OF(sizes); i++) {
         kernel_check(&bce, sizes[i], GOLDEN);
@@ -58,7 +58,7 @@ KERNEL_TEST(loss_golden) {
     }
 }
 
-KERNEL_TEST(loss_sizes) {
+DEVICE_TEST(loss_sizes) {
     static const int64_t sizes[][2] = {{0, 7}, {1, 2}, {3, 31}, {16, 3129}};
     for (int i = 0; i < COUNT_OF(sizes); i++) {
         kernel_check(&bce, sizes[i], NULL);
@@ -73,7 +73,7 @@ KERNEL_TEST(loss_sizes) {
 }
 
 /* Weight 0 (and label -1): zeros, even where the row is not finite or its label is nonsense. */
-KERNEL_TEST(loss_weight_zero) {
+DEVICE_TEST(loss_weight_zero) {
     const float x[2] = {NAN, INFINITY}, target[2] = {NAN, 3}, zero[2] = {0};
     float loss = 7, dx[4] = {7, 7, 7, 7};
     const int32_t label = 1000;
@@ -96,7 +96,7 @@ KERNEL_TEST(loss_weight_zero) {
 }
 
 /* test-vectors 8. Printed to 8 or 10 decimals; the kernels add a few EPS32 of the value. */
-KERNEL_TEST(loss_specification) {
+DEVICE_TEST(loss_specification) {
     float loss, dx[4];
     const float one[4] = {1, 1, 1, 1};
     static const double bce_rows[][4] = {{2, 0.3, 1.52692801, 0.58079708}, {-1.5, 1, 1.70141328, -0.81757448},
@@ -149,7 +149,7 @@ KERNEL_TEST(loss_specification) {
 }
 
 /* Degenerate boxes: both a point, in one place or two. Finite everywhere. */
-KERNEL_TEST(box_loss_degenerate) {
+DEVICE_TEST(box_loss_degenerate) {
     static const float boxes[][8] = {{0.5f, 0.5f, 0, 0, 0.5f, 0.5f, 0, 0}, {0.1f, 0.1f, 0, 0, 0.9f, 0.5f, 0, 0},
                                      {0.5f, 0.5f, 0, 0, 0.5f, 0.5f, 0.5f, 0.5f}, {0, 0, 0, 0, 0, 0, 0, 0}};
     for (int i = 0; i < COUNT_OF(boxes); i++) {
@@ -160,7 +160,7 @@ KERNEL_TEST(box_loss_degenerate) {
 }
 
 /* Confident logits: no overflow, no log of 0; a NaN shows. */
-KERNEL_TEST(loss_edges) {
+DEVICE_TEST(loss_edges) {
     float loss, dx[2];
     const float one[2] = {1, 1};
     RUN(op->bce_loss(S, F32, IO(loss), IO(dx), IN((float[]){1000, -1000}), IN((float[]){1, 0}), IN(one), 1, 1, 2));

@@ -39,7 +39,7 @@ static const Kernel softmax = {"softmax", "rC",
 
 static const int64_t sizes[][2] = {{1, 1}, {5, 37}, {67, 36}, {2, 768}};
 
-KERNEL_TEST(norm_golden) {
+DEVICE_TEST(norm_golden) {
     for (int i = 0; i < COUNT_OF(sizes); i++) {
         kernel_check(&layernorm, sizes[i], GOLDEN);
         kernel_check(&l2norm, sizes[i], GOLDEN);
@@ -47,7 +47,7 @@ KERNEL_TEST(norm_golden) {
     }
 }
 
-KERNEL_TEST(norm_sizes) {
+DEVICE_TEST(norm_sizes) {
     static const int64_t more[][2] = {{0, 5}, {0, 0}, {1, 2}, {3, 31}, {129, 768}, {640, 128}};
     for (int i = 0; i < COUNT_OF(more); i++) {
         kernel_check(&layernorm, more[i], NULL);
@@ -57,7 +57,7 @@ KERNEL_TEST(norm_sizes) {
 }
 
 /* test-vectors 7 */
-KERNEL_TEST(layernorm_specification) {
+DEVICE_TEST(layernorm_specification) {
     const float x[4] = {1, 2, 4, -3}, one[4] = {1, 1, 1, 1}, zero[4] = {0};
     const double want[2][4] = {{0, 0.39223227, 1.17669681, -1.56892908}, {0, 0.39223197, 1.17669591, -1.56892787}};
     for (int k = 0; k < 2; k++) {
@@ -69,7 +69,7 @@ KERNEL_TEST(layernorm_specification) {
 
 /* |mean| = 1000, std 0.29: E[x^2] - E[x]^2 would lose everything. The inputs have steps of 6e-5, that is 2e-4 of std, but
  * are exact to both sides; the mean is rounded at 1000 EPS32 = 6e-5, 2e-4 of std. */
-KERNEL_TEST(layernorm_large_mean) {
+DEVICE_TEST(layernorm_large_mean) {
     enum { C = 768 };
     float x[C], y[C], one[C], zero[C] = {0}, mean, rstd;
     fill_random(x, C, 3, 999.5f, 1000.5f);
@@ -82,7 +82,7 @@ KERNEL_TEST(layernorm_large_mean) {
 }
 
 /* A row of zeros has no direction: zeros out, no gradient, no NaN. */
-KERNEL_TEST(l2norm_zero_row) {
+DEVICE_TEST(l2norm_zero_row) {
     const float x[3] = {0}, dy[3] = {1, 2, 3};
     float y[3], inv, dx[3] = {1, 1, 1};
     RUN(op->l2norm_fwd(S, F32, IO(y), IO(inv), IN(x), 1e-6f, 1, 3));
@@ -90,7 +90,7 @@ KERNEL_TEST(l2norm_zero_row) {
     for (int i = 0; i < 3; i++) EXPECT(y[i] == 0 && isfinite(dx[i]), "%g %g", (double)y[i], (double)dx[i]);
 }
 
-KERNEL_TEST(softmax_edges) {
+DEVICE_TEST(softmax_edges) {
     float y[3];
     RUN(op->softmax_fwd(S, F32, IO(y), IN((float[]){1e30f, -1e30f, 1e30f}), 1, 3));
     EXPECT(y[0] == 0.5f && y[1] == 0 && y[2] == 0.5f, "%g %g %g", (double)y[0], (double)y[1], (double)y[2]);

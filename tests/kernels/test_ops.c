@@ -12,7 +12,7 @@ TEST(every_op_is_covered) {
     EXPECT(!kernels_covered("no_such_op") && !kernels_covered("add"), "the registry takes parts of names");
 }
 
-KERNEL_TEST(device_memory) {
+DEVICE_TEST(device_memory) {
     const size_t size = dev->reserves ? (size_t)64 << 30 : 3 << 20; /* address space alone costs nothing */
     unsigned char *p = dev->alloc(dev, size), there[5], from[5] = {1, 2, 3, 4, 5};
     dev->upload(dev, p + size - 6, from, 5);
@@ -38,7 +38,7 @@ TEST(device_cpu_threads) {
 }
 
 /* The source of an upload belongs to its owner again when the call returns, whatever size it has. */
-KERNEL_TEST(device_upload_takes_a_copy) {
+DEVICE_TEST(device_upload_takes_a_copy) {
     enum { N = 10000000 };
     unsigned char *host = xcalloc(N, 1), *back = xcalloc(N, 1), *p = dev->alloc(dev, 3 * N);
     for (int round = 0; round < 3; round++) {
@@ -58,7 +58,7 @@ KERNEL_TEST(device_upload_takes_a_copy) {
 }
 
 /* 1 + 1 + ... on another stream, more than can be done by the time main gets there: main sees it when it comes after. */
-KERNEL_TEST(device_after) {
+DEVICE_TEST(device_after) {
     enum { N = 1 << 16, TIMES = 50 };
     static float one[N], sum[N];
     for (int i = 0; i < N; i++) one[i] = 1, sum[i] = 0;

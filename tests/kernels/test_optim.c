@@ -7,7 +7,7 @@
 COVERS(optim, adamw, sum_squares)
 
 /* test-vectors 9. Each step rounds p, m, v once or twice at their magnitude. */
-KERNEL_TEST(adamw_specification) {
+DEVICE_TEST(adamw_specification) {
     static const float g[3] = {0.5f, -0.2f, 0.1f};
     static const double want[3][3] = {{0.05, 0.005, 0.9899000002}, {0.025, 0.0057, 0.986332870672}, {0.0325, 0.005786, 0.982410896276}};
     float p = 1, m = 0, v = 0;
@@ -22,7 +22,7 @@ KERNEL_TEST(adamw_specification) {
 }
 
 /* PyTorch, three steps, two segments with rates of their own and a gap; gradients scaled by 1/2. */
-KERNEL_TEST(adamw_golden) {
+DEVICE_TEST(adamw_golden) {
     Error e = {0};
     SafeTensors st = {0};
     static float p[1000], g[3000], want[1000], first[1000], m[1000], v[1000];
@@ -49,7 +49,7 @@ KERNEL_TEST(adamw_golden) {
 }
 
 /* Many small segments, any number of threads: the same bits. */
-KERNEL_TEST(adamw_threads) {
+DEVICE_TEST(adamw_threads) {
     enum { N = 100000 };
     static float p[2][N], m[2][N], v[2][N], g[N];
     static AdamSegment segments[100];
@@ -68,7 +68,7 @@ KERNEL_TEST(adamw_threads) {
     EXPECT(!memcmp(p[0], p[1], sizeof p[0]), "no segment, yet something moved");
 }
 
-KERNEL_TEST(sum_squares) {
+DEVICE_TEST(sum_squares) {
     static float x[100003];
     static const int64_t sizes[] = {0, 1, 37, 4096, 4097, 100003};
     for (int i = 0; i < COUNT_OF(sizes); i++) {
