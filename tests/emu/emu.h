@@ -212,6 +212,7 @@ static inline bf16 bf16_from_f32(float x) { /* nearest, ties to even; NaN become
     const uint32_t u = __float_as_uint(x);
     return {(uint16_t)((u & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FFFu : (u + 0x7FFFu + (u >> 16 & 1)) >> 16)};
 }
+static inline float __fmul_rn(float a, float b) { return a * b; } /* never fused with an addition */
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 template <typename A> A __ldg(const A *p) { return *p; }
