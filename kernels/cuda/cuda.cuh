@@ -36,6 +36,7 @@
  *   DISPATCH(t, T, statement);     the statement with T = float or bf16
  *   cuda_scratch(s, bytes)         device memory of the stream, undefined contents, valid until the next call on that stream
  *   cuda_upload(s, dst, src, n)    host to device, queued, src may be reused at once;  cuda_download waits for the stream
+ *   exp2_fast(x), pack_bf16(lo, hi)    one instruction each, for the inner loop of attention
  *   cp_async16, cp_async_commit, cp_async_wait<N>, ldmatrix_x4(_trans), mma_m16n8k16    see the end of the file
  *
  * So that the same source runs on the host: all threads of a block reach every barrier (guard the work, not the thread), a
@@ -167,6 +168,30 @@ __device__ __forceinline__ float block_max(float v) {
     if (lane == 0) part[warp] = v;
     __syncthreads();
     return warp_max(lane < warps ? part[lane] : -INFINITY);
+}
+
+/* ---- one instruction each ------------------------------------------------------------------------- */
+
+/* 2^x to 2 ulp, results under 2^-126 are zero: exp2f takes four instructions to be right there. */
+__device__ __forceinline__ float exp2_fast(float x) {
+#ifdef __CUDACC__
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return exp2f(x);
+#endif
+}
+
+/* Two values rounded to bf16, lo in the low half: a register of a tensor-core fragment. */
+__device__ __forceinline__ uint32_t pack_bf16(float lo, float hi) {
+#ifdef __CUDACC__
+    uint32_t r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+#else
+    return bf16_from_f32(lo).bits | (uint32_t)bf16_from_f32(hi).bits << 16;
+#endif
 }
 
 /* ---- asynchronous copies and tensor cores: PTX, and what it means ---------------------------------- */
