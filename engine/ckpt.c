@@ -86,14 +86,18 @@ static void prune(const char *out, int keep) {
     }
 }
 
-static bool save_parts(const char *dir, int64_t step, const CkptPart *part, int n, const char *config,
-                       Error *e) {
+static bool save_parts(const char *dir, int64_t step, const CkptPart *part, int n, const CkptFile *file,
+                       const char *config, Error *e) {
     char path[PATH_MAX];
     for (int i = 0; i < n; i++) {
         snprintf(path, sizeof path, "%s/%s", dir, part[i].name);
         if (!module_save(part[i].module, path, e)) return false;
         snprintf(path, sizeof path, "%s/%s.moments.safetensors", dir, part[i].name);
         if (!params_save_moments(&part[i].module->params, path, e)) return false;
+    }
+    if (file) {
+        snprintf(path, sizeof path, "%s/%s", dir, file->name);
+        if (!file->save(file->self, path, e)) return false;
     }
     json_t *state = json_pack("{s:I, s:s}", "step", (json_int_t)step, "config", config);
     char *text = state ? json_dumps(state, JSON_INDENT(1) | JSON_SORT_KEYS) : NULL;
@@ -106,13 +110,13 @@ static bool save_parts(const char *dir, int64_t step, const CkptPart *part, int 
     return ok;
 }
 
-bool ckpt_save(const char *out, int64_t step, const CkptPart *part, int n, const char *config, int keep,
-               Error *e) {
+bool ckpt_save(const char *out, int64_t step, const CkptPart *part, int n, const CkptFile *file, const char *config,
+               int keep, Error *e) {
     char tmp[PATH_MAX], final[PATH_MAX];
     snprintf(tmp, sizeof tmp, "%s/tmp-checkpoint.%d", out, (int)getpid());
     snprintf(final, sizeof final, "%s/checkpoint-%06" PRId64, out, step);
     remove_unfinished(out);
-    if (!make_dirs(tmp, e) || !save_parts(tmp, step, part, n, config, e)) {
+    if (!make_dirs(tmp, e) || !save_parts(tmp, step, part, n, file, config, e)) {
         remove_tree(tmp);
         return fail_in(e, "checkpoint at step %" PRId64, step);
     }

@@ -105,6 +105,11 @@
     CHOICE(verify, "words", "exists|words", "LOC: asks if the object is there, or also what it is, its color, its pattern") \
     INT(programs, 64, 1, 65536, "programs of one step")                                                      \
     INT(per_image, 8, 1, 65536, "most programs of one image in a step: they share its towers and its proposals") \
+    FLOAT(loc_unasked, 0.3, 0, 1, "LOC: weight of \"not here\" on patches that no verified box covers")         \
+    INT(loc_others, 4, 0, 64, "LOC: with reuse, nouns of the batch verified on each rectangle besides what was asked") \
+    INT(loc_repeat, 3, 1, 64, "LOC: most patches that learn to see one verified box")                        \
+    INT(reuse, 0, 0, 64, "times that the lessons of a step are learnt again, in updates of their own")       \
+    INT(lag, 30, 1, 100000, "steps between two of these")                                                    \
     INT(steps, 200, 0, 1000000000, "optimizer steps")                                                        \
     FLOAT(lr_vqa, 1e-4, 0, 10, "highest learning rate of the VQA module")                                    \
     FLOAT(lr_loc, 1e-4, 0, 10, "highest learning rate of the LOC module")

@@ -90,6 +90,13 @@ static bool restrict_loc(Replay *r, int step, const Label *l, Rect of, double ma
 
 /* ---- decisions ------------------------------------------------------------------------------------ */
 
+Lesson distill_loc_lesson(const Label *l, Rect rect, Arena *a) {
+    Lesson out = {.rect = rect, .is_loc = true, .nleaders = l->nleaders, .ncandidates = l->ncandidates, .candidate = l->candidate,
+                  .yes = arena_alloc(a, (size_t)l->nleaders * sizeof *out.yes)};
+    for (int i = 0; i < l->nleaders; i++) out.yes[i] = l->candidate[i].yes;
+    return out;
+}
+
 /* Adds a record's label to its question's target. A label that the answer has fixed outweighs any that it has not. */
 static void keep(Labelling *out, const Sched *s, int record, bool fixed, const float *p, const Module *vqa,
                  Arena *a) {
@@ -102,18 +109,13 @@ static void keep(Labelling *out, const Sched *s, int record, bool fixed, const f
     if (fixed) out->fixed[l->is_loc]++;
     t->kept = true;
     t->fixed = fixed;
-    int n = l->is_loc ? l->nleaders : vqa->nlabels;
-    float *copy = arena_alloc(a, (size_t)n * sizeof *copy);
-    if (p)
-        memcpy(copy, p, (size_t)n * sizeof *copy);
-    else if (!l->is_loc)
-        memcpy(copy, l->p, (size_t)n * sizeof *copy);
-    else
-        for (int i = 0; i < n; i++) copy[i] = l->candidate[i].yes;
-    if (l->is_loc)
-        t->yes = copy;
-    else
-        t->p = copy;
+    if (l->is_loc) {
+        t->lesson = distill_loc_lesson(l, s->question[q].ask.rect, a);
+        if (p) memcpy(t->lesson.yes, p, (size_t)l->nleaders * sizeof *p);
+    } else {
+        t->lesson = (Lesson){.rect = s->question[q].ask.rect, .p = arena_alloc(a, (size_t)vqa->nlabels * sizeof *p)};
+        memcpy(t->lesson.p, p ? p : l->p, (size_t)vqa->nlabels * sizeof *p);
+    }
 }
 
 static void label_job(Labelling *out, const Sched *s, const Job *job, const int *records, int n, Replay *r,
@@ -177,7 +179,7 @@ void distill_label(Labelling *out, const Sched *s, const Job *job, const char *c
         if (!job[j].failed &&
             answer_text(text, sizeof text, program_result(job[j].prog, job[j].vars), style, NULL) &&
             !strcmp(text, gold[j]))
-            out->student_right++;
+            out->programs_right++;
         if (job[j].failed) { /* its labels cannot be replayed; without the filter they count as they are */
             for (int k = 0; k < n; k++) {
                 if (cfg->distill.filter_executes) {
@@ -201,49 +203,30 @@ void distill_label(Labelling *out, const Sched *s, const Job *job, const char *c
 
 /* ---- losses --------------------------------------------------------------------------------------- */
 
-/* The kept questions of one module, by the Outputs that hold them: one loss per Outputs. */
-static int64_t next_outputs(const Sched *s, bool loc, int64_t from, const Outputs **out, int64_t *end) {
-    for (int64_t q = from; q < s->nquestions; q++) {
-        if (!s->question[q].answer.label || s->question[q].answer.label->is_loc != loc) continue;
-        *out = s->question[q].answer.out;
-        for (*end = q; *end < s->nquestions && s->question[*end].answer.out == *out;) (*end)++;
-        return q;
-    }
-    return -1;
-}
-
-double distill_vqa_loss(Ctx *c, const Sched *s, const Labelling *l, const Module *m, int64_t total,
+double distill_vqa_loss(Ctx *c, const Outputs *out, const Lesson *const *lesson, const Module *m, int64_t total,
                         const Config *cfg) {
-    double loss = 0;
-    const Outputs *out;
-    int64_t V = m->nlabels, end;
+    int64_t V = m->nlabels, n = out->n;
     bool multi = module_multi_label(m);
-    for (int64_t q = 0; (q = next_outputs(s, false, q, &out, &end)) >= 0; q = end) {
-        int64_t n = out->n;
-        float *soft = ARENA_NEW(c->host, float, n *V), *wsoft = ARENA_NEW(c->host, float, n),
-              *whard = ARENA_NEW(c->host, float, n);
-        int32_t *label = ARENA_NEW(c->host, int32_t, n);
-        for (int64_t i = q; i < end; i++) {
-            const Target *t = &l->target[i];
-            if (!t->kept) continue;
-            int64_t row = s->question[i].answer.row;
-            for (int64_t v = 0; v < V; v++)
-                soft[row * V + v] = multi ? t->p[v] : logf(MAX(t->p[v], 1e-6f)); /* log p: logits of p */
-            label[row] = argmax(t->p, V);
-            wsoft[row] = (float)(cfg->distill.soft / (double)total);
-            whard[row] = (float)(cfg->distill.hard / (double)total);
-        }
-        if (multi) { /* soft and hard targets of independent sigmoids are one weighted target */
-            loss += loss_value(c, op_bce_loss(c, out->logits, soft, wsoft, 1));
-            float *hard = ARENA_NEW(c->host, float, n *V);
-            for (int64_t i = 0; i < n; i++) hard[i * V + label[i]] = 1;
-            loss += loss_value(c, op_bce_loss(c, out->logits, hard, whard, 1));
-        } else {
-            loss += loss_value(c, op_kl_loss(c, out->logits, soft, wsoft, (float)cfg->distill.temperature));
-            loss += loss_value(c, op_ce_loss(c, out->logits, label, whard, 0));
-        }
+    float *soft = ARENA_NEW(c->host, float, n *V), *wsoft = ARENA_NEW(c->host, float, n),
+          *whard = ARENA_NEW(c->host, float, n);
+    int32_t *label = ARENA_NEW(c->host, int32_t, n);
+    for (int64_t i = 0; i < n; i++) {
+        if (!lesson[i]) continue;
+        const float *p = lesson[i]->p;
+        for (int64_t v = 0; v < V; v++)
+            soft[i * V + v] = multi ? p[v] : logf(MAX(p[v], 1e-6f)); /* log p: logits of p */
+        label[i] = argmax(p, V);
+        wsoft[i] = (float)(cfg->distill.soft / (double)total);
+        whard[i] = (float)(cfg->distill.hard / (double)total);
     }
-    return loss;
+    if (!multi)
+        return loss_value(c, op_kl_loss(c, out->logits, soft, wsoft, (float)cfg->distill.temperature)) +
+               loss_value(c, op_ce_loss(c, out->logits, label, whard, 0));
+    /* Soft and hard targets of independent sigmoids are one weighted target. */
+    float *hard = ARENA_NEW(c->host, float, n *V);
+    for (int64_t i = 0; i < n; i++) hard[i * V + label[i]] = 1;
+    return loss_value(c, op_bce_loss(c, out->logits, soft, wsoft, 1)) +
+           loss_value(c, op_bce_loss(c, out->logits, hard, whard, 1));
 }
 
 static void box_of(float out[4], Rect b, Rect crop) {
@@ -254,81 +237,83 @@ static void box_of(float out[4], Rect b, Rect crop) {
     out[3] = MAX((float)(b.y1 + 1 - b.y0), 1) / h;
 }
 
-/* A follower is taught its leader's coordinates from this overlap on. At 0.35 the boxes drifted: L1 on a fixed batch rose from
- * 0.14 to 0.37 in 12 steps, since the teacher's favourite is not the tightest box. */
-#define FOLLOW_TAU 0.6f
+/* A patch looks at a box when its own overlaps it by this. */
+#define LOOKS_AT_TAU 0.5f
 
-/* Supervision of one LOC question. A patch learns only what the teacher was asked about: the leader of an object answers for
- * it, boxes on a thing that is not it learn so, followers near enough learn the leader's coordinates. Patches that nobody
- * proposed are left alone: there may be an object that the student did not see, and calling it background lowered recall
- * from 31% to 20% in 65 steps. */
-static LocTarget loc_target(const Question *q, const Target *t, const float *boxes, int64_t P, float weight,
-                            const Config *cfg, Arena *a) {
-    const Label *l = q->answer.label;
-    int n = l->ncandidates, k = 0;
-    float(*box)[4] = arena_alloc(a, (size_t)n * sizeof *box), *score = arena_alloc(a, (size_t)n * 4),
-    *bw = arena_alloc(a, (size_t)n * 4);
-    int32_t *patch = arena_alloc(a, (size_t)n * 4);
-    uint8_t *ignore = arena_alloc(a, (size_t)P);
-    memset(ignore, 1, (size_t)P);
-    bool filter = cfg->distill.filter_confident;
-    float here = filter ? (float)cfg->distill.loc_yes : 0.5f,
-          not_here = filter ? (float)cfg->distill.loc_no : 0.5f;
-    for (int i = 0; i < l->nleaders; i++) { /* what lies on a rejected box is rejected with it ... */
-        float lead[4];
-        box_of(lead, l->candidate[i].box, q->ask.rect);
-        for (int64_t p = 0; t->yes[i] <= not_here && p < P; p++)
-            if (box_iou(boxes + 4 * p, lead) >= 0.5f) ignore[p] = 0;
+/* Gives object `box` the `repeat` free patches whose own boxes overlap it most. */
+static int give_patches(LocTarget *t, float (*box)[4], float *weight, int32_t *patch, uint8_t *taken, const float target[4],
+                        const float *boxes, int64_t P, int repeat, float w) {
+    int given = 0;
+    for (; given < repeat; given++) {
+        float best = LOOKS_AT_TAU;
+        int64_t at = -1;
+        for (int64_t p = 0; p < P; p++) {
+            float iou = taken[p] ? 0 : box_iou(boxes + 4 * p, target);
+            if (iou >= best) best = iou, at = p;
+        }
+        if (at < 0) break;
+        taken[at] = 1;
+        memcpy(box[t->nboxes], target, sizeof *box);
+        weight[t->nboxes] = w;
+        patch[t->nboxes++] = (int32_t)at;
     }
-    for (int i = 0; i < l->nleaders; i++) { /* ... unless it lies on one that may be an object, too */
-        float lead[4];
-        box_of(lead, l->candidate[i].box, q->ask.rect);
-        for (int64_t p = 0; t->yes[i] > not_here && p < P; p++)
-            if (box_iou(boxes + 4 * p, lead) >= 0.4f) ignore[p] = 1;
-    }
-    for (int i = 0; i < n; i++) {
-        const Candidate *c = &l->candidate[i];
-        float yes = t->yes[c->leader];
-        bool leads = i == c->leader, object = yes >= here;
-        if (leads ? !object && yes > not_here
-                  : !object || rect_iou(c->box, l->candidate[c->leader].box) < FOLLOW_TAU)
-            continue;
-        box_of(box[k], l->candidate[c->leader].box, q->ask.rect);
-        score[k] = object ? 1 : yes;
-        bw[k] = object ? yes : 0;
-        patch[k++] = c->patch;
-    }
-    return (LocTarget){.nboxes = k,
-                       .box = (const float(*)[4])box,
-                       .score = score,
-                       .box_weight = bw,
-                       .patch = patch,
-                       .negative_weight = 1,
-                       .ignore = ignore,
-                       .weight = weight};
+    return given;
 }
 
-double distill_loc_loss(Ctx *c, const Sched *s, const Labelling *l, int64_t total, const Config *cfg) {
-    double loss = 0;
-    const Outputs *out;
-    int64_t end;
+/* Supervision of one LOC question, on the boxes that the student gives now. A patch learns only what the teacher was asked
+ * about: those that look at an object say so, those that look at something else say so. Of the others nobody was asked; there may be
+ * an object that nobody proposed, so they count as background with the weight loc_unasked alone. */
+static LocTarget loc_target(const Lesson *l, const float *boxes, int64_t P, float weight, const Config *cfg, Arena *a) {
+    int repeat = cfg->distill.loc_repeat, most = l->nleaders * repeat;
+    float(*box)[4] = arena_alloc(a, (size_t)most * sizeof *box), *bw = arena_alloc(a, (size_t)most * sizeof *bw);
+    int32_t *patch = arena_alloc(a, (size_t)most * sizeof *patch);
+    uint8_t *taken = arena_zalloc(a, (size_t)P);
+    float *negative = arena_alloc(a, (size_t)P * sizeof *negative);
+    for (int64_t p = 0; p < P; p++) negative[p] = (float)cfg->distill.loc_unasked;
+    bool filter = cfg->distill.filter_confident, coordinates = cfg->distill.loc_l1 > 0 || cfg->distill.loc_giou > 0;
+    float here = filter ? (float)cfg->distill.loc_yes : 0.5f, not_here = filter ? (float)cfg->distill.loc_no : 0.5f;
+    LocTarget t = {.box = (const float(*)[4])box, .box_weight = bw, .patch = patch, .negative_weight = 1, .negative = negative, .weight = weight};
+    for (int side = 0; side < 2; side++) /* what may be an object last: where both overlap, nothing is rejected */
+        for (int i = 0; i < l->nleaders; i++) {
+            bool maybe = l->yes[i] > not_here;
+            float lead[4];
+            if (maybe != side) continue;
+            box_of(lead, l->candidate[i].box, l->rect);
+            for (int64_t p = 0; p < P; p++)
+                if (box_iou(boxes + 4 * p, lead) >= (maybe ? 0.8f * LOOKS_AT_TAU : LOOKS_AT_TAU)) negative[p] = !maybe;
+            if (l->yes[i] >= here)
+                give_patches(&t, box, bw, patch, taken, lead, boxes, P, repeat, coordinates ? l->yes[i] : 0);
+        }
+    return t;
+}
+
+double distill_loc_loss(Ctx *c, const Outputs *out, const Lesson *const *lesson, int64_t total, const Config *cfg) {
     LocLossConfig lc = loc_loss_default;
     lc.w_class = (float)cfg->distill.loc_class;
     lc.w_l1 = (float)cfg->distill.loc_l1;
     lc.w_giou = (float)cfg->distill.loc_giou;
     lc.alpha = (float)cfg->train.loc_alpha;
     lc.gamma = (float)cfg->train.loc_gamma;
-    for (int64_t q = 0; (q = next_outputs(s, true, q, &out, &end)) >= 0; q = end) {
-        int64_t P = out->logits->shape[1];
-        const float *boxes = to_host(c, out->boxes);
-        LocTarget *t = ARENA_NEW(c->host, LocTarget, out->n);
-        for (int64_t i = q; i < end; i++) {
-            int64_t row = s->question[i].answer.row;
-            if (l->target[i].kept)
-                t[row] = loc_target(&s->question[i], &l->target[i], boxes + row * P * 4, P, 1 / (float)total,
-                                    cfg, c->host);
-        }
-        loss += loc_loss(c, out, t, &lc, NULL);
+    int64_t P = out->logits->shape[1];
+    const float *boxes = to_host(c, out->boxes);
+    LocTarget *t = ARENA_NEW(c->host, LocTarget, out->n);
+    for (int64_t i = 0; i < out->n; i++)
+        if (lesson[i]) t[i] = loc_target(lesson[i], boxes + i * P * 4, P, 1 / (float)total, cfg, c->host);
+    return loc_loss(c, out, t, &lc, NULL);
+}
+
+double distill_sched_loss(Ctx *c, const Sched *s, const Labelling *l, const Module *m, int64_t total, const Config *cfg) {
+    bool loc = !strcmp(m->type->step, "LOC");
+    double loss = 0;
+    /* The questions of one forward pass stand together. */
+    for (int64_t q = 0, end; q < s->nquestions; q = end) {
+        const Outputs *out = s->question[q].answer.out;
+        for (end = q + 1; end < s->nquestions && s->question[end].answer.out == out;) end++;
+        if (!s->question[q].answer.label || is_loc(s, (int)q) != loc) continue;
+        const Lesson **lesson = ARENA_NEW(c->host, const Lesson *, out->n);
+        for (int64_t i = q; i < end; i++)
+            if (l->target[i].kept) lesson[s->question[i].answer.row] = &l->target[i].lesson;
+        loss += loc ? distill_loc_loss(c, out, lesson, total, cfg) : distill_vqa_loss(c, out, lesson, m, total, cfg);
     }
     return loss;
 }

@@ -15,12 +15,24 @@
 typedef enum Verdict { KEPT, DROPPED_EXECUTES, DROPPED_CONFIDENT, DROPPED_REPLAY, VERDICTS } Verdict;
 extern const char *const verdict_names[VERDICTS]; /* the options' names: "kept", "executes", ... */
 
-/* What is learnt from one distinct question. */
+/* What one question teaches: all that a loss needs, whether it was asked just now or is learnt again (replay.h). */
+typedef struct Lesson {
+    Rect rect;             /* what was asked about, in pixels of the image */
+    bool is_loc;
+    float *p;              /* VQA: (V) target distribution over the student's answers */
+    int nleaders, ncandidates;
+    Candidate *candidate;  /* LOC: the leaders, then the followers */
+    float *yes;            /* LOC: (nleaders) probability that the object is there */
+} Lesson;
+
+/* The lesson of a LOC label as it stands. */
+Lesson distill_loc_lesson(const Label *l, Rect rect, Arena *a);
+
+/* Of one distinct question. */
 typedef struct Target {
     bool kept;
     bool fixed;       /* the task's answer had a say */
-    float *p;         /* VQA: (V) target distribution */
-    float *yes;       /* LOC: target score per leader */
+    Lesson lesson;
 } Target;
 
 /* The supervision of one scheduler run. */
@@ -30,14 +42,16 @@ typedef struct Labelling {
     int64_t kept[2], fixed[2], steps[2]; /* VQA, LOC: questions kept, of these fixed by the answer; records seen */
     int64_t dropped[VERDICTS];
     int64_t right;    /* programs whose replay gave the task's answer at once */
-    int64_t student_right;
+    int64_t programs_right; /* programs that gave it as they ran */
 } Labelling;
 
 /* Decides for every module step that the jobs took. gold[j]: the task's answer of job j. Memory from a. */
 void distill_label(Labelling *out, const Sched *s, const Job *job, const char *const *gold, AnswerStyle style, int njobs,
                    const Module *vqa, const Config *cfg, Arena *a);
 
-/* Puts the losses of the kept targets of one module on the tape; total: kept questions of that module over all ranks.
- * Returns the loss. */
-double distill_vqa_loss(Ctx *c, const Sched *s, const Labelling *l, const Module *m, int64_t total, const Config *cfg);
-double distill_loc_loss(Ctx *c, const Sched *s, const Labelling *l, int64_t total, const Config *cfg);
+/* Puts the loss of one forward pass on the tape: row i of `out` learns lesson[i] (NULL: nothing). total: what the sum is divided
+ * by, the lessons of that module in the update over all ranks. Returns the loss. */
+double distill_vqa_loss(Ctx *c, const Outputs *out, const Lesson *const *lesson, const Module *m, int64_t total, const Config *cfg);
+double distill_loc_loss(Ctx *c, const Outputs *out, const Lesson *const *lesson, int64_t total, const Config *cfg);
+/* The same for all that one module was asked in a scheduler run. */
+double distill_sched_loss(Ctx *c, const Sched *s, const Labelling *l, const Module *m, int64_t total, const Config *cfg);

@@ -89,7 +89,7 @@ static double retain_loss(Distiller *d, Student *s, int64_t step, Error *e) {
 static void count(StepStats *out, const Jobs *j, const Labelling *l, int waves) {
     out->programs = j->n;
     for (int i = 0; i < j->n; i++) out->failed += j->job[i].failed;
-    out->student_right = l->student_right;
+    out->right = l->programs_right;
     out->label_right = l->right;
     out->waves = waves;
     memcpy(out->steps, l->steps, sizeof l->steps);
@@ -102,6 +102,18 @@ static bool update(Student *s, bool learnt, int64_t step, double *norm, Error *e
     *norm = 0;
     if (!learnt) return true; /* nobody called it: no gradient, no decay */
     return optim_step(&s->module->params, &s->optim, step, norm, e);
+}
+
+/* Backward and one update of each module that has a loss. */
+static bool learn(Distiller *d, int64_t step, bool vqa, bool loc, StepStats *out, Error *e) {
+    if (*e->text) return false;
+    double loss = out->loss_vqa + out->loss_loc + out->loss_retain;
+    if (!isfinite(loss)) {
+        run_not_finite(&d->run, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, step, loss, e);
+        return fail_in(e, "VQA %g, LOC %g, retain %g", out->loss_vqa, out->loss_loc, out->loss_retain);
+    }
+    tape_backward(&d->run.ctx);
+    return update(&d->vqa, vqa, step, &out->norm_vqa, e) && update(&d->loc, loc, step, &out->norm_loc, e);
 }
 
 /* ---- the trace ------------------------------------------------------------------------------------ */
@@ -117,7 +129,7 @@ static bool write_trace(Distiller *d, int64_t step, const Sample *const *sample,
         const Label *b = q->answer.label;
         const Target *t = &l->target[r->question];
         bool kept = l->verdict[i] == KEPT && t->kept;
-        const float *p = kept && !b->is_loc ? t->p : b->p;
+        const float *p = kept && !b->is_loc ? t->lesson.p : b->p;
         const char *names[TOP];
         float probs[TOP];
         int top[TOP], ntop = b->is_loc ? 0 : top_probs(top, TOP, p, m->nlabels, 0.01f);
@@ -125,7 +137,7 @@ static bool write_trace(Distiller *d, int64_t step, const Sample *const *sample,
         Rect box[MAX_CANDIDATES];
         int nbox = 0;
         for (int k = 0; b->is_loc && k < b->nleaders; k++) { /* the boxes that the label calls objects */
-            float yes = kept ? t->yes[k] : b->candidate[k].yes;
+            float yes = kept ? t->lesson.yes[k] : b->candidate[k].yes;
             const Boxes *one = verified_boxes(b, k + 1, q->ask.rect, &d->run.host).boxes;
             if (yes > 0.5f && trace_box(&box[nbox], one, k, d->loc.answerer.strict)) nbox++;
         }
@@ -161,6 +173,8 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
     run_begin(&d->run, step, d->learn);
     module_begin(d->vqa.module);
     module_begin(d->loc.module);
+    module_begin(d->loc.start);
+    teacher_begin(&d->teacher);
 
     /* Every program of the batch, in waves. The students' outputs stay on the tape; the teacher answers beside them. */
     Jobs j = make_jobs(d, b, step);
@@ -175,20 +189,57 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
     if (!d->learn) return true;
 
     /* The losses, divided by what was kept. */
-    if (l.kept[0]) out->loss_vqa = distill_vqa_loss(c, &d->sched, &l, d->vqa.module, l.kept[0], d->cfg);
-    if (l.kept[1]) out->loss_loc = distill_loc_loss(c, &d->sched, &l, l.kept[1], d->cfg);
-    if (d->vqa.start) out->loss_retain += retain_loss(d, &d->vqa, step, e);
-    if (d->loc.start) out->loss_retain += retain_loss(d, &d->loc, step, e);
-    if (*e->text) return false;
-    if (!isfinite(out->loss_vqa + out->loss_loc + out->loss_retain)) {
-        run_not_finite(&d->run, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, step,
-                       out->loss_vqa + out->loss_loc + out->loss_retain, e);
-        return fail_in(e, "VQA %g, LOC %g, retain %g", out->loss_vqa, out->loss_loc, out->loss_retain);
+    if (l.kept[0]) out->loss_vqa = distill_sched_loss(c, &d->sched, &l, d->vqa.module, l.kept[0], d->cfg);
+    if (l.kept[1]) out->loss_loc = distill_sched_loss(c, &d->sched, &l, d->loc.module, l.kept[1], d->cfg);
+    if (d->vqa.replay_loader) out->loss_retain += retain_loss(d, &d->vqa, step, e);
+    if (d->loc.replay_loader) out->loss_retain += retain_loss(d, &d->loc, step, e);
+    replay_begin(&d->replay, b->index);
+    for (int64_t q = 0; q < d->sched.nquestions; q++)
+        if (l.target[q].kept) replay_keep(&d->replay, b->index, &d->sched.question[q].ask, &l.target[q].lesson);
+    for (const OtherAsk *o = d->teacher.other; o; o = o->next) {
+        Lesson lesson = distill_loc_lesson(o->label, o->ask.rect, a);
+        replay_keep(&d->replay, b->index, &o->ask, &lesson);
     }
+    return learn(d, step, l.kept[0] || d->vqa.replay_loader, l.kept[1] || d->loc.replay_loader, out, e);
+}
 
-    tape_backward(c);
-    return update(&d->vqa, l.kept[0] || d->vqa.start, step, &out->norm_vqa, e) &&
-           update(&d->loc, l.kept[1] || d->loc.start, step, &out->norm_loc, e);
+/* ---- once more ------------------------------------------------------------------------------------ */
+
+/* The loss of one module on kept lessons whose image is there; *n: how many. */
+static double again_loss(Distiller *d, const KeptBatch *k, const Batch *b, const Module *m, int64_t *n) {
+    Ctx *c = &d->run.ctx;
+    bool loc = !strcmp(m->type->step, "LOC");
+    Ask *ask = arena_alloc(&d->run.host, (size_t)(k->n + 1) * sizeof *ask);
+    const Lesson **lesson = arena_alloc(&d->run.host, (size_t)(k->n + 1) * sizeof *lesson);
+    *n = 0;
+    for (int64_t i = 0; i < k->n; i++) {
+        const KeptLesson *l = &k->lesson[i];
+        int at = 0;
+        while (at < b->nimages && b->image_id[at] != l->image_id) at++;
+        if (l->lesson.is_loc != loc || at == b->nimages) continue;
+        ask[*n] = (Ask){b->image[at], l->image_id, l->lesson.rect, l->query};
+        lesson[(*n)++] = &l->lesson;
+    }
+    double loss = 0;
+    for (int64_t at = 0; at < *n; at += d->cfg->distill.batch) {
+        Outputs out;
+        module_forward((Module *)m, c, ask + at, MIN(*n - at, d->cfg->distill.batch), &out);
+        loss += loc ? distill_loc_loss(c, &out, lesson + at, *n, d->cfg) : distill_vqa_loss(c, &out, lesson + at, m, *n, d->cfg);
+    }
+    return loss;
+}
+
+bool step_again(Distiller *d, int64_t step, int turn, const Batch *b, StepStats *out, Error *e) {
+    *out = (StepStats){0};
+    const KeptBatch *k = replay_find(&d->replay, b->index);
+    if (!k) return true;
+    run_begin(&d->run, step + ((int64_t)(turn + 1) << 40), true); /* dropout's numbers are this turn's own */
+    module_begin(d->vqa.module);
+    module_begin(d->loc.module);
+    int64_t nvqa, nloc;
+    out->loss_vqa = again_loss(d, k, b, d->vqa.module, &nvqa);
+    out->loss_loc = again_loss(d, k, b, d->loc.module, &nloc);
+    return learn(d, step, nvqa > 0, nloc > 0, out, e);
 }
 
 /* ---- opening -------------------------------------------------------------------------------------- */
@@ -203,7 +254,10 @@ static bool student_open(Distiller *d, Student *s, const char *step, const char 
     module_answerer(&s->answerer, s->module, cfg->distill.batch);
     s->answerer.threshold = (float)cfg->model.loc_threshold;
     s->optim = run_optim(cfg, lr, cfg->distill.steps);
-    if (!*cfg->distill.replay_dir || cfg->distill.retain == 0) return true;
+    bool retain = *cfg->distill.replay_dir && cfg->distill.retain > 0;
+    if ((retain || !strcmp(step, "LOC")) && !(s->start = module_open_for(step, folder, d->run.dev, MODULE_FROZEN, e)))
+        return false;
+    if (!retain) return true;
     DatasetConfig dc = {.type = "steps", .dir = cfg->distill.replay_dir, .split = "train", .max_bad = 100};
     LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed,
                        .batch = MAX(1, cfg->distill.replay_batch / cfg->train.per_image),
@@ -211,8 +265,7 @@ static bool student_open(Distiller *d, Student *s, const char *step, const char 
                        .max_bad_percent = (float)cfg->data.max_bad_percent,
                        .batch_bytes = (size_t)256 << 20};
     return trainset_open(&s->replay, &dc, s->module, e) &&
-           (s->replay_loader = loader_open(&s->replay.by_image, &lc, e)) &&
-           (s->start = module_open_for(step, folder, d->run.dev, MODULE_FROZEN, e));
+           (s->replay_loader = loader_open(&s->replay.by_image, &lc, e));
 }
 
 static void student_close(Student *s) {
@@ -261,18 +314,21 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
         return fail_as(e, FAIL_DATA, "%s: none of its %" PRId64 " questions has a program that parses",
                        cfg->data.dir, d->data.nsamples);
     image_groups_open(&d->by_image, &d->data);
-    d->per_image = cfg->distill.per_image;
+    d->per_image = MIN(cfg->distill.per_image, cfg->distill.programs);
+    d->teacher.others = cfg->distill.reuse ? cfg->distill.loc_others : 0;
     d->teacher.attributes = cfg->distill.verify == VERIFY_WORDS;
     d->teacher.max_candidates = MIN(cfg->distill.candidates, MAX_CANDIDATES);
-    guided_answerer(&d->vqa.guided, &d->vqa.answerer, &d->teacher, cfg->distill.steer == STEER_TEACHER);
-    guided_answerer(&d->loc.guided, &d->loc.answerer, &d->teacher, cfg->distill.steer == STEER_TEACHER);
+    guided_answerer(&d->vqa.guided, &d->vqa.answerer, NULL, &d->teacher, cfg->distill.steer == STEER_TEACHER);
+    guided_answerer(&d->loc.guided, &d->loc.answerer, d->loc.start, &d->teacher, cfg->distill.steer == STEER_TEACHER);
     d->answerer[0] = &d->vqa.guided.base;
     d->answerer[1] = &d->loc.guided.base;
     sched_open(&d->sched, d->answerer, 2);
+    replay_open(&d->replay, cfg->distill.reuse, cfg->distill.lag, d->vqa.module->nlabels, cfg->distill.programs);
     return true;
 }
 
 void distiller_close(Distiller *d) {
+    replay_close(&d->replay);
     sched_close(&d->sched);
     student_close(&d->vqa);
     student_close(&d->loc);

@@ -1,19 +1,21 @@
 /* step.h -- ONE training step of distillation: the function to read first. Next: step.c, then the files in its order. */
 #pragma once
-#include "engine/distill.h"
+#include "engine/replay.h"
 #include "engine/train.h"
 #include "engine/trace.h"
 
 /* What a step learnt and saw. */
 typedef struct StepStats {
     double loss_vqa, loss_loc, loss_retain, norm_vqa, norm_loc;
-    int64_t programs, failed, student_right, label_right;
+    int64_t programs, failed;
+    int64_t right;           /* programs that gave the task's answer, on the answers that steered them */
+    int64_t label_right;     /* programs that the labels make right */
     int64_t steps[2], kept[2], fixed[2]; /* VQA, LOC */
     int64_t dropped[VERDICTS];
     int waves;
 } StepStats;
 
-/* A student module with what keeps it in place: its frozen starting copy and a replay set. */
+/* A student module; its frozen starting copy (LOC's makes the proposals; else NULL without a retain term) and replay set. */
 typedef struct Student {
     Module *module, *start;
     ModuleAnswerer answerer;
@@ -36,6 +38,7 @@ typedef struct Distiller {
     Teacher teacher;
     Answerer *answerer[2];
     Sched sched;
+    Replay replay;           /* lessons to be learnt again */
     bool learn;              /* false: programs run and labels are made, nothing is trained (export) */
     Trace *trace;            /* NULL: none is written; the caller opens and closes it */
 } Distiller;
@@ -48,3 +51,6 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e);
 void distiller_close(Distiller *d);
 /* Runs programs of the batch's images (items of d->by_image), asks the teacher, learns (when d->learn). A NaN is an error (FAIL_NUMERIC). */
 bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error *e);
+/* One more update on the lessons of an earlier batch, whose images `b` holds; turn 0 is the first of a step's. Nothing happens
+ * when they are not kept. out: losses and norms alone. */
+bool step_again(Distiller *d, int64_t step, int turn, const Batch *b, StepStats *out, Error *e);

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "modules/detect.h"
 #include "modules/steps.h"
 
 static int find_label(const Module *m, const char *text) {
@@ -50,6 +51,8 @@ static int64_t distinct_asks(Teacher *t, const Ask *ask, int64_t n, Ask *once, i
     }
     return k;
 }
+
+void teacher_begin(Teacher *t) { t->other = NULL; }
 
 void teacher_ask(Teacher *t, Ctx *c, const Ask *ask, int64_t n, float *p) {
     Tape *tape = c->tape;
@@ -132,7 +135,7 @@ float rect_iou(Rect a, Rect b) {
 static int by_yes(const void *x, const void *y) {
     const Candidate *p = x, *q = y;
     if (p->yes != q->yes) return p->yes > q->yes ? -1 : 1;
-    return p->patch - q->patch;
+    return p->leader - q->leader; /* still their place */
 }
 
 /* Candidates on one object are led by the one the teacher likes best; leaders go to the front. */
@@ -157,8 +160,9 @@ static void find_leaders(Label *l) {
 
 /* ---- LOC: proposals --------------------------------------------------------------------------------- */
 
-/* What one rectangle holds, whatever was asked: a box that any phrase finds likely is a proposal for all. One look at each
- * then serves every phrase. */
+/* What one rectangle holds, whatever was asked: a patch that any phrase finds likely, now or before the student learnt, is a
+ * proposal for all. One look at each then serves every phrase. The boxes are those of the student before it learnt: trained
+ * on its own boxes, however voted, it drifted: after 200 steps of the demo 25% of the labels' boxes were loose, of 11%. */
 typedef struct Proposals {
     int64_t ask; /* the first about this rectangle */
     int n;
@@ -167,11 +171,41 @@ typedef struct Proposals {
     float *what; /* (n, V_teacher) its answers */
 } Proposals;
 
+/* Box voting (Gidaris & Komodakis 2015): a proposal becomes the mean of the boxes that overlap it by VOTE_TAU, weighted by their
+ * scores. One patch's box is noisier than what its neighbours agree on. */
+#define VOTE_TAU 0.6f
+static void vote(Box *box, int n, const float *cxcywh, const float *score, int Q, Rect of, float floor) {
+    float W = (float)rect_w(of), H = (float)rect_h(of);
+    for (int j = 0; j < n; j++) {
+        Rect b = box[j].rect;
+        float mine[4] = {0.5f * (float)(b.x0 + b.x1 + 1) / W, 0.5f * (float)(b.y0 + b.y1 + 1) / H, (float)(rect_w(b) + 1) / W,
+                         (float)(rect_h(b) + 1) / H};
+        double sum = 0, mean[4] = {0};
+        for (int q = 0; q < Q; q++) {
+            const float *x = cxcywh + (int64_t)q * 4;
+            if (!(score[q] > floor) || box_iou(x, mine) < VOTE_TAU) continue;
+            float corner[4] = {x[0] - x[2] / 2, x[1] - x[3] / 2, x[0] + x[2] / 2, x[1] + x[3] / 2};
+            for (int k = 0; k < 4; k++) mean[k] += (double)(score[q] * corner[k]);
+            sum += (double)score[q];
+        }
+        if (sum == 0) continue;
+        Rect r = {(int)(mean[0] / sum * (double)W + 0.5), (int)(mean[1] / sum * (double)H + 0.5),
+                  (int)(mean[2] / sum * (double)W + 0.5) - 1, (int)(mean[3] / sum * (double)H + 0.5) - 1};
+        r = (Rect){MAX(r.x0, 0), MAX(r.y0, 0), MIN(r.x1, (int)W - 1), MIN(r.y1, (int)H - 1)};
+        if (rect_w(r) >= 1 && rect_h(r) >= 1) box[j].rect = r;
+    }
+}
+
 static int64_t find_proposals(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, const Outputs *out,
                               Proposals *list, int32_t *of, Arena *a) {
     Teacher *t = g->teacher;
+    Tape *tape = c->tape;
+    Outputs start;
+    c->tape = NULL;
+    module_forward(g->start, c, ask, n, &start);
+    c->tape = tape;
     int Q = (int)out->logits->shape[1], K = MIN(t->max_candidates, MAX_CANDIDATES);
-    const float *logits = to_host(c, out->logits), *boxes = to_host(c, out->boxes);
+    const float *logits = to_host(c, out->logits), *before = to_host(c, start.logits), *boxes = to_host(c, start.boxes);
     int64_t nlist = 0;
     tower_clear(&t->seen);
     for (int64_t i = 0; i < n; i++) {
@@ -184,7 +218,7 @@ static int64_t find_proposals(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t
     }
     float *score = ARENA_NEW(a, float, nlist *Q);
     for (int64_t i = 0; i < n; i++)
-        for (int q = 0; q < Q; q++) score[of[i] * Q + q] = MAX(score[of[i] * Q + q], sigmoid(logits[i * Q + q]));
+        for (int q = 0; q < Q; q++) score[of[i] * Q + q] = MAX(score[of[i] * Q + q], sigmoid(MAX(logits[i * Q + q], before[i * Q + q])));
     for (int64_t k = 0; k < nlist; k++) {
         Proposals *p = &list[k];
         const Ask *first = &ask[p->ask];
@@ -192,6 +226,7 @@ static int64_t find_proposals(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t
         p->crop = arena_alloc(a, (size_t)K * sizeof *p->crop);
         p->n = loc_postprocess(p->box, K, boxes + p->ask * Q * 4, score + k * Q, Q, rect_w(first->rect),
                                rect_h(first->rect), t->floor, CANDIDATE_TAU, g->student->strict, a);
+        vote(p->box, p->n, boxes + p->ask * Q * 4, score + k * Q, Q, first->rect, t->floor);
         for (int j = 0; j < p->n; j++)
             p->crop[j] = (Ask){first->image, first->image_id, shown(first->rect, p->box[j].rect, t->grow), "What is this?"};
     }
@@ -277,7 +312,7 @@ static float belief(const Teacher *t, const Phrase *p, float noun, const float *
 
 /* The student's candidates of every ask and how much the teacher believes in each. */
 static void verify(Teacher *t, Ctx *c, const Ask *ask, int64_t n, const Proposals *list, const int32_t *of,
-                   const float *logits, int Q, Answer *answer, Arena *a) {
+                   Label *const *label_of, Arena *a) {
     int V = t->vqa->nlabels, most = 1 + COUNT_OF(attribute_questions);
     int64_t ncandidates = 0, nasks = 0, at = 0;
     for (int64_t i = 0; i < n; i++) ncandidates += list[of[i]].n;
@@ -287,12 +322,11 @@ static void verify(Teacher *t, Ctx *c, const Ask *ask, int64_t n, const Proposal
     Phrase *phrase = arena_alloc(a, (size_t)n * sizeof *phrase);
     for (int64_t i = 0; i < n; i++) {
         const Proposals *p = &list[of[i]];
-        Label *l = answer[i].label;
+        Label *l = label_of[i];
         phrase[i] = phrase_of(t, ask[i].query, a);
         int label = t->attributes && phrase[i].nwords ? phrase[i].label[phrase[i].nwords - 1] : -1;
         for (int j = 0; j < p->n; j++, at++) {
-            int patch = p->box[j].query;
-            l->candidate[l->ncandidates++] = (Candidate){p->box[j].rect, patch, sigmoid(logits[i * Q + patch]), 0, j};
+            l->candidate[l->ncandidates++] = (Candidate){.box = p->box[j].rect, .leader = j};
             noun[at] = label < 0 ? 1 : p->what[j * V + label];
             first[at] = noun[at] * WORTH_ASKING < 1 ? -1 : nasks;
             if (first[at] >= 0) nasks += phrase_questions(t, &phrase[i], &p->crop[j], question + nasks);
@@ -302,31 +336,77 @@ static void verify(Teacher *t, Ctx *c, const Ask *ask, int64_t n, const Proposal
     teacher_ask(t, c, question, nasks, reply);
     at = 0;
     for (int64_t i = 0; i < n; i++)
-        for (int j = 0; j < answer[i].label->ncandidates; j++, at++)
-            answer[i].label->candidate[j].yes =
+        for (int j = 0; j < label_of[i]->ncandidates; j++, at++)
+            label_of[i]->candidate[j].yes =
                 first[at] < 0 ? noun[at] : belief(t, &phrase[i], noun[at], reply + first[at] * V);
 }
 
-static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
+/* The nouns of the asks, each once, as far as the teacher knows them. */
+static int nouns_of(const Teacher *t, const Ask *ask, int64_t n, const char **noun, int most) {
+    int count = 0;
+    for (int64_t i = 0; i < n && count < most; i++) {
+        const char *space = strrchr(ask[i].query, ' '), *word = space ? space + 1 : ask[i].query;
+        bool known = find_label(t->vqa, word) < 0;
+        for (int k = 0; k < count && !known; k++) known = !strcmp(noun[k], word);
+        if (!known) noun[count++] = word;
+    }
+    return count;
+}
+
+/* Extends the asks, n of them, by nouns that others of the batch were about: each rectangle gets up to t->others that it was not
+ * asked for. They tell the student what a thing is not, and cost one look more where they fit. Returns the new number. */
+static int64_t other_asks(const Teacher *t, Ask *ask, int64_t n, const Proposals *list, int64_t nlist, int32_t *of) {
+    enum { MAX_NOUNS = 64 };
+    const char *noun[MAX_NOUNS];
+    int nnouns = t->others ? nouns_of(t, ask, n, noun, MAX_NOUNS) : 0;
+    int64_t end = n;
+    for (int64_t k = 0; k < nlist && nnouns; k++) {
+        Ask first = ask[list[k].ask];
+        TowerKey key = ask_image_key(&first);
+        int from = (int)(hash_bytes(&key, sizeof key, 1) % (uint64_t)nnouns), taken = 0;
+        for (int j = 0; j < nnouns && taken < t->others; j++) {
+            first.query = noun[(from + j) % nnouns];
+            bool asked = false;
+            for (int64_t i = 0; i < n && !asked; i++) asked = of[i] == k && !strcmp(ask[i].query, first.query);
+            if (asked) continue;
+            of[end] = (int32_t)k;
+            ask[end++] = first;
+            taken++;
+        }
+    }
+    return end;
+}
+
+static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *asked, int64_t n, Answer *answer, Arena *a) {
     Teacher *t = g->teacher;
     Proposals *list = arena_alloc(a, (size_t)n * sizeof *list);
-    int32_t *of = arena_alloc(a, (size_t)n * sizeof *of);
+    Ask *ask = arena_alloc(a, (size_t)(n * (1 + t->others)) * sizeof *ask);
+    int32_t *of = arena_alloc(a, (size_t)(n * (1 + t->others)) * sizeof *of);
+    memcpy(ask, asked, (size_t)n * sizeof *ask);
     int64_t nlist = find_proposals(g, c, ask, n, answer[0].out, list, of, a);
+    int64_t all = other_asks(t, ask, n, list, nlist, of);
     if (t->attributes) look_at_proposals(t, c, list, nlist, a);
-    for (int64_t i = 0; i < n; i++) {
-        answer[i].label = ARENA_NEW(a, Label, 1);
-        *answer[i].label = (Label){.is_loc = true,
-                                   .student = answer[i].value,
-                                   .candidate = ARENA_NEW(a, Candidate, list[of[i]].n),
-                                   .confidence = 1};
+    Label **label = arena_alloc(a, (size_t)all * sizeof *label);
+    for (int64_t i = 0; i < all; i++) {
+        label[i] = ARENA_NEW(a, Label, 1);
+        *label[i] = (Label){.is_loc = true, .candidate = ARENA_NEW(a, Candidate, list[of[i]].n), .confidence = 1};
     }
-    verify(t, c, ask, n, list, of, to_host(c, answer[0].out->logits), (int)answer[0].out->logits->shape[1], answer, a);
-    for (int64_t i = 0; i < n; i++) {
-        Label *l = answer[i].label;
+    verify(t, c, ask, all, list, of, label, a);
+    for (int64_t i = 0; i < all; i++) {
+        Label *l = label[i];
         find_leaders(l);
         for (int k = 0; k < l->nleaders; k++)
             l->confidence = MIN(l->confidence, MAX(l->candidate[k].yes, 1 - l->candidate[k].yes));
         l->teacher = verified_boxes(l, -1, ask[i].rect, a);
+        if (i < n) {
+            l->student = answer[i].value;
+            answer[i].label = l;
+            continue;
+        }
+        OtherAsk *o = ARENA_NEW(a, OtherAsk, 1);
+        *o = (OtherAsk){ask[i], l, t->other};
+        o->ask.query = arena_strdup(a, ask[i].query, strlen(ask[i].query));
+        t->other = o;
     }
 }
 
@@ -335,7 +415,7 @@ Value verified_boxes(const Label *l, int n, Rect of, Arena *a) {
         for (n = 0; n < l->nleaders && l->candidate[n].yes > 0.5f;) n++;
     Boxes *b = boxes_new(a, n, of);
     for (int k = 0; k < n; k++)
-        b->box[k] = (Box){l->candidate[k].box, l->candidate[k].yes, l->candidate[k].patch};
+        b->box[k] = (Box){l->candidate[k].box, l->candidate[k].yes, k};
     return value_boxes(b);
 }
 
@@ -352,7 +432,7 @@ static void guided_answer(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Ans
         for (int64_t i = 0; i < n; i++) answer[i].value = answer[i].label->teacher;
 }
 
-void guided_answerer(GuidedAnswerer *g, ModuleAnswerer *student, Teacher *teacher, bool steer_teacher) {
+void guided_answerer(GuidedAnswerer *g, ModuleAnswerer *student, Module *start, Teacher *teacher, bool steer_teacher) {
     *g = (GuidedAnswerer){
-        {student->base.module, student->base.max_batch, guided_answer}, student, teacher, steer_teacher};
+        {student->base.module, student->base.max_batch, guided_answer}, student, start, teacher, steer_teacher};
 }

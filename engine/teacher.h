@@ -1,9 +1,10 @@
 /* teacher.h -- the frozen end-to-end network, asked the sub-questions of a program.
  *
  * The teacher only answers questions about (parts of) images. A VQA step is put to it as it is: the same
- * rectangle, the same question. A LOC step is verified: the student's candidate boxes are cropped and the
- * teacher is asked `is there a <object>?` of each, and of those that may be it, one by one, what the phrase
- * says: what it is, its colour, its pattern. Its answers are mapped into the student's label space (the adapter). Which labels are kept, and what is learnt from them, is distill.c's.
+ * rectangle, the same question. A LOC step is verified: candidate boxes are cropped, the teacher says what each is,
+ * and of those that may be the phrase's noun whether the object is there and what the phrase says: its colour,
+ * its pattern. Its answers are mapped into the student's label space (the adapter). Which labels are kept, and
+ * what is learnt from them, is distill.c's.
  */
 #pragma once
 #include "modules/answer.h"
@@ -14,8 +15,6 @@ enum { MAX_CANDIDATES = 32 };
  * the best verified leads, the others follow it. */
 typedef struct Candidate {
     Rect box;       /* pixels of the crop, as LOC gives it */
-    int patch;      /* the student's output row */
-    float score;    /* the student's */
     float yes;      /* the teacher's probability that the object is there */
     int leader;     /* index of the candidate whose box is this object's; its own when it leads */
 } Candidate;
@@ -30,6 +29,13 @@ typedef struct Label {
     Candidate *candidate;    /* LOC: the leaders, best `yes` first, then the followers */
 } Label;
 
+/* A phrase that no program asked of this rectangle, verified all the same on the proposals that are there anyway. */
+typedef struct OtherAsk {
+    Ask ask;
+    Label *label;
+    struct OtherAsk *next;
+} OtherAsk;
+
 typedef struct Teacher {
     Module *vqa;
     int *to_student;      /* teacher label -> student label, -1: the student has no such answer */
@@ -39,6 +45,8 @@ typedef struct Teacher {
     float floor;          /* student score below which a box is no candidate */
     float grow;           /* candidates are enlarged by this before they are shown */
     bool attributes;      /* verify word by word as well */
+    int others;           /* LOC: further nouns put to each rectangle's proposals */
+    OtherAsk *other;      /* of the update, newest first */
     int64_t asked;        /* questions put to it so far, equal ones of a call once */
     TowerCache seen;
 } Teacher;
@@ -48,6 +56,8 @@ typedef struct Teacher {
 bool teacher_open(Teacher *t, const char *folder, const Module *student_vqa, bool verify, Device *dev, Error *e);
 void teacher_close(Teacher *t);
 
+/* A new update: what belonged to the last one is forgotten. */
+void teacher_begin(Teacher *t);
 /* Asks the teacher n questions (tape off, in batches, giving the step arena back): writes its probabilities (n, V_teacher)
  * to p, host memory. */
 void teacher_ask(Teacher *t, Ctx *c, const Ask *ask, int64_t n, float *p);
@@ -57,10 +67,11 @@ void teacher_ask(Teacher *t, Ctx *c, const Ask *ask, int64_t n, float *p);
 typedef struct GuidedAnswerer {
     Answerer base;
     ModuleAnswerer *student;
+    Module *start;           /* LOC: the student before it learnt, frozen, whose boxes are the proposals */
     Teacher *teacher;
     bool steer_teacher;
 } GuidedAnswerer;
-void guided_answerer(GuidedAnswerer *g, ModuleAnswerer *student, Teacher *teacher, bool steer_teacher);
+void guided_answerer(GuidedAnswerer *g, ModuleAnswerer *student, Module *start, Teacher *teacher, bool steer_teacher);
 
 /* "Is there a red ball?", "Is there an arrow?" into out. */
 void verify_question(char *out, size_t size, const char *object);

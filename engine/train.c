@@ -388,7 +388,7 @@ static bool train_loop(Run *r, Module *m, Source *source, TrainSet *val, const C
                  score);
         }
         if ((cfg->train.save_every && done % cfg->train.save_every == 0) || last)
-            if (!ckpt_save(cfg->run.out, done, part, 1, config_text, 2, e)) return false;
+            if (!ckpt_save(cfg->run.out, done, part, 1, NULL, config_text, 2, e)) return false;
     }
     return true;
 }

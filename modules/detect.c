@@ -180,7 +180,7 @@ double loc_loss(Ctx *c, const Outputs *out, const LocTarget *target, const LocLo
     for (int64_t i = 0; i < n; i++) {
         const LocTarget *t = &target[i];
         if (t->weight == 0) continue;
-        for (int64_t p = 0; p < P; p++) m.class_weight[i * P + p] = t->ignore && t->ignore[p] ? 0 : t->weight * t->negative_weight;
+        for (int64_t p = 0; p < P; p++) m.class_weight[i * P + p] = t->weight * t->negative_weight * (t->negative ? t->negative[p] : 1);
         match_ask(&m, i, t, logits + i * P, boxes + i * P, P, cfg, c->host);
     }
     for (int64_t k = 0; k < n * P; k++) m.class_weight[k] *= cfg->w_class;

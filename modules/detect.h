@@ -16,7 +16,7 @@ typedef struct LocTarget {
     const float *box_weight;  /* of a box's coordinates: 0 teaches only its score; NULL: 1 */
     const int32_t *patch;     /* the patch that answers for a box when that is known, -1: match it; NULL: match all */
     float negative_weight;    /* of the class loss of patches without a box */
-    const uint8_t *ignore;    /* (P): 1 = no class loss there unless a box is matched to it; NULL: none */
+    const float *negative;    /* (P) times that: 0 = no class loss there unless a box is matched to it; NULL: 1 */
     float weight;             /* of the whole ask, 0: not supervised; already divided by the global count */
 } LocTarget;
 

@@ -34,7 +34,7 @@ static void add(Sums *a, const StepStats *s) {
     a->s.loss_retain += s->loss_retain;
     a->s.programs += s->programs;
     a->s.failed += s->failed;
-    a->s.student_right += s->student_right;
+    a->s.right += s->right;
     a->s.label_right += s->label_right;
     for (int i = 0; i < 2; i++) {
         a->s.steps[i] += s->steps[i];
@@ -48,14 +48,14 @@ static bool log_sums(Sums *a, Metrics *m, int64_t done, int64_t total, Error *e)
     const StepStats *s = &a->s;
     double n = (double)a->updates, seconds = now_s() - a->since, rate = (double)s->programs / seconds;
     info("step %" PRId64 "/%" PRId64
-         "  loss vqa %.3f loc %.3f retain %.3f  students right %.1f%%  labels right %.1f%%  kept vqa %" PRId64
+         "  loss vqa %.3f loc %.3f retain %.3f  programs right %.1f%%  labels right %.1f%%  kept vqa %" PRId64
          " (answer %" PRId64 ") loc %" PRId64 " (answer %" PRId64 ")  %.0f programs/s",
          done, total, s->loss_vqa / n, s->loss_loc / n, s->loss_retain / n,
-         percent(s->student_right, s->programs), percent(s->label_right, s->programs), s->kept[0],
+         percent(s->right, s->programs), percent(s->label_right, s->programs), s->kept[0],
          s->fixed[0], s->kept[1], s->fixed[1], rate);
     bool ok = METRICS_ROW(
         m, done, e, {"loss_vqa", s->loss_vqa / n}, {"loss_loc", s->loss_loc / n},
-        {"loss_retain", s->loss_retain / n}, {"students_right", percent(s->student_right, s->programs)},
+        {"loss_retain", s->loss_retain / n}, {"programs_right", percent(s->right, s->programs)},
         {"labels_right", percent(s->label_right, s->programs)}, {"failed", (double)s->failed},
         {"kept_vqa", (double)s->kept[0]}, {"kept_loc", (double)s->kept[1]},
         {"fixed_vqa", (double)s->fixed[0]}, {"fixed_loc", (double)s->fixed[1]},
@@ -66,10 +66,34 @@ static bool log_sums(Sums *a, Metrics *m, int64_t done, int64_t total, Error *e)
     return ok;
 }
 
+#define REPLAY_FILE "lessons.safetensors"
+
+static bool save_lessons(const void *replay, const char *path, Error *e) { return replay_save(replay, path, e); }
+
+/* One loader per turn, which brings the images of the batch `lag` steps further back. */
+static bool open_again(const Distiller *d, LoaderConfig lc, int64_t start, Loader **again, Error *e) {
+    const Config *cfg = d->cfg;
+    lc.cache_bytes = 0;
+    for (int k = 0; k < cfg->distill.reuse; k++) {
+        lc.first_batch = MAX(start - (int64_t)(k + 1) * cfg->distill.lag, 0);
+        if (!(again[k] = loader_open(&d->by_image.group, &lc, e))) return false;
+    }
+    return true;
+}
+
+static bool learn_again(Distiller *d, int64_t step, Loader **again, Error *e) {
+    for (int k = 0; k < d->cfg->distill.reuse && step >= (int64_t)(k + 1) * d->cfg->distill.lag; k++) {
+        StepStats s;
+        const Batch *b = loader_next(again[k], e);
+        if (!b || !step_again(d, step, k, b, &s, e)) return false;
+    }
+    return true;
+}
+
 static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64_t start,
                   const char *config_text, const Dataset *val, Error *e) {
     LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed,
-                       .batch = MAX(1, cfg->distill.programs / cfg->distill.per_image),
+                       .batch = MAX(1, cfg->distill.programs / d->per_image),
                        .workers = cfg->data.workers,
                        .shuffle = true,
                        .first_batch = start,
@@ -78,8 +102,10 @@ static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64
                        .batch_bytes = (size_t)256 << 20};
     char path[600];
     if (!path_join(path, sizeof path, cfg->run.out, "metrics.jsonl", e)) return false;
-    Loader *l = loader_open(&d->by_image.group, &lc, e);
-    Metrics *m = l ? metrics_open(path, start ? start + 1 : -1, e) : NULL;
+    const CkptFile lessons = {REPLAY_FILE, &d->replay, save_lessons};
+    Loader *l = loader_open(&d->by_image.group, &lc, e), **again = xcalloc((size_t)cfg->distill.reuse + 1, sizeof *again);
+    bool opened = l && open_again(d, lc, start, again, e);
+    Metrics *m = opened ? metrics_open(path, start ? start + 1 : -1, e) : NULL;
     bool ok = m != NULL;
     Sums sums = {.since = now_s()};
     for (int64_t step = start; ok && step < cfg->distill.steps; step++) {
@@ -90,6 +116,7 @@ static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64
         ok = b && step_run(d, step, b, &s, e);
         if (!ok) break;
         add(&sums, &s);
+        if (!(ok = learn_again(d, step, again, e))) break;
         if (done % cfg->run.log_every == 0 || last) ok = log_sums(&sums, m, done, cfg->distill.steps, e);
         if (ok && val && cfg->train.eval_every && (done % cfg->train.eval_every == 0 || last)) {
             EvalResult r;
@@ -102,10 +129,12 @@ static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64
         }
         bool save = (cfg->train.save_every && done % cfg->train.save_every == 0) || last;
         if (ok && save && d->trace) ok = trace_flush(d->trace, e); /* never behind a checkpoint */
-        if (ok && save) ok = ckpt_save(cfg->run.out, done, part, 2, config_text, 2, e);
+        if (ok && save) ok = ckpt_save(cfg->run.out, done, part, 2, cfg->distill.reuse ? &lessons : NULL, config_text, 2, e);
     }
     metrics_close(m);
-    if (l) loader_close(l);
+    loader_close(l);
+    for (int k = 0; k < cfg->distill.reuse; k++) loader_close(again[k]);
+    free(again);
     return ok;
 }
 
@@ -168,7 +197,10 @@ static Status run(Args *a, Error *e) {
     const CkptPart part[2] = {{"vqa", d.vqa.module}, {"loc", d.loc.module}};
     int64_t start = 0;
     if (cfg->train.resume && ckpt_latest(cfg->run.out, path, sizeof path, &start)) {
-        if (!ckpt_load(path, part, 2, e)) goto done;
+        char lessons[700];
+        if (!ckpt_load(path, part, 2, e) || (cfg->distill.reuse && (!path_join(lessons, sizeof lessons, path, REPLAY_FILE, e) ||
+                                                                    !replay_load(&d.replay, lessons, e))))
+            goto done;
         info("resuming from %s", path);
     } else {
         start = 0;

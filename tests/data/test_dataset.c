@@ -50,6 +50,28 @@ TEST(dataset_gqa_fields) {
     dataset_close(&d);
 }
 
+TEST(dataset_image_groups) {
+    Dataset d;
+    Error e;
+    CHECK(open_text(&d, "gqa", gqa, 0, 0, &e), "%s", e.text);
+    ImageGroups g;
+    image_groups_open(&g, &d);
+    EXPECT(g.group.nsamples == 2 && g.first[0] == 0 && g.first[1] == 2 && g.first[2] == 3, "%" PRId64 " groups", g.group.nsamples);
+    EXPECT(g.item[0] == 0 && g.item[1] == 2 && g.item[2] == 1, "items in the order of the file");
+    int image[2];
+    EXPECT(dataset_item_images(&g.group, 1, image) == 1 && image[0] == 1, "image of the second group");
+    int64_t out[2];
+    EXPECT(image_groups_choose(&g, 0, 0, 1, out) == 2 && out[0] == 0 && out[1] == 2, "all");
+    int first = 0;
+    for (uint64_t seed = 0; seed < 4000; seed++) {
+        EXPECT(image_groups_choose(&g, 0, 1, seed, out) == 1 && (out[0] == 0 || out[0] == 2), "one of two");
+        first += out[0] == 0;
+    }
+    EXPECT_NEAR(first, 2000, 4 * 31.6, "either as often"); /* 4 standard deviations of a fair coin, sqrt(4000 / 4) */
+    image_groups_close(&g);
+    dataset_close(&d);
+}
+
 TEST(dataset_gqa_truncated) { /* every prefix is refused, with file and line, and costs nothing */
     char text[sizeof gqa];
     for (size_t n = 0; n + 2 < sizeof gqa; n++) {

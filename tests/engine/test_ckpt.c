@@ -55,16 +55,16 @@ TEST(ckpt_round_trip) {
     char path[600], why[1300];
     int64_t step;
     EXPECT(!ckpt_latest(out, path, sizeof path, &step) && !ckpt_latest(in(out, "nowhere"), path, sizeof path, &step), "found one in an empty folder");
-    EXPECT(ckpt_save(out, 12, &(CkptPart){"vqa", a}, 1, "run:\n  seed: 1\n", 2, &e), "%s", e.text);
+    EXPECT(ckpt_save(out, 12, &(CkptPart){"vqa", a}, 1, NULL, "run:\n  seed: 1\n", 2, &e), "%s", e.text);
     EXPECT(ckpt_latest(out, path, sizeof path, &step) && step == 12 && !strcmp(path, in(out, "checkpoint-000012")), "%s", path);
     EXPECT(ckpt_load(path, &(CkptPart){"vqa", b}, 1, &e), "%s", e.text);
     const ParamSet *p = &a->params, *q = &b->params;
     const size_t bytes = (size_t)p->total * 4;
     EXPECT(!memcmp(p->value, q->value, bytes) && !memcmp(p->m, q->m, bytes) && !memcmp(p->v, q->v, bytes) && p->step == q->step, "not the same");
     /* Equal states, equal bytes, also over a checkpoint that is there already. */
-    EXPECT(ckpt_save(out, 13, &(CkptPart){"vqa", b}, 1, "run:\n  seed: 1\n", 0, &e), "%s", e.text);
+    EXPECT(ckpt_save(out, 13, &(CkptPart){"vqa", b}, 1, NULL, "run:\n  seed: 1\n", 0, &e), "%s", e.text);
     EXPECT(same_folders(in(out, "checkpoint-000012/vqa"), in(out, "checkpoint-000013/vqa"), why, sizeof why), "%s", why);
-    EXPECT(ckpt_save(out, 13, &(CkptPart){"vqa", a}, 1, "run:\n  seed: 1\n", 0, &e), "%s", e.text);
+    EXPECT(ckpt_save(out, 13, &(CkptPart){"vqa", a}, 1, NULL, "run:\n  seed: 1\n", 0, &e), "%s", e.text);
     EXPECT(same_folders(in(out, "checkpoint-000012/vqa"), in(out, "checkpoint-000013/vqa"), why, sizeof why), "%s", why);
     EXPECT(entries(out) == 2, "%d entries", entries(out));
     /* Its model folder is a model folder. */
@@ -82,7 +82,7 @@ TEST(ckpt_prunes) {
     Error e = {0};
     char path[600];
     int64_t step;
-    for (int64_t s = 1; s <= 5; s++) EXPECT(ckpt_save(out, s * 300000, &part, 1, "", 2, &e), "%s", e.text);
+    for (int64_t s = 1; s <= 5; s++) EXPECT(ckpt_save(out, s * 300000, &part, 1, NULL, "", 2, &e), "%s", e.text);
     EXPECT(entries(out) == 2 && !access(in(out, "checkpoint-1500000/state.json"), R_OK) && !access(in(out, "checkpoint-1200000/state.json"), R_OK),
            "%d are left", entries(out)); /* seven digits sort behind six */
     EXPECT(ckpt_latest(out, path, sizeof path, &step) && step == 1500000, "%s", path);
@@ -99,7 +99,7 @@ TEST(ckpt_ignores_remains) {
     Error e = {0};
     char path[600], stale[64], part_file[80];
     int64_t step;
-    EXPECT(ckpt_save(out, 5, &part, 1, "", 2, &e), "%s", e.text);
+    EXPECT(ckpt_save(out, 5, &part, 1, NULL, "", 2, &e), "%s", e.text);
     CHECK(make_dirs(in(out, "checkpoint-000009/vqa"), &e) && make_dirs(in(out, "checkpoint-12x"), &e) && make_dirs(in(out, "checkpoint-"), &e) &&
               file_write_atomic(in(out, "checkpoint-000010"), "", 0, &e) && make_dirs(in(out, "checkpoint--5"), &e), "%s", e.text);
     /* The temporary folder of a run that was killed: its process is gone. */
@@ -109,7 +109,7 @@ TEST(ckpt_ignores_remains) {
     snprintf(part_file, sizeof part_file, "%s/part", stale);
     CHECK(make_dirs(in(out, stale), &e) && file_write_atomic(in(out, part_file), "x", 1, &e), "%s", e.text);
     EXPECT(ckpt_latest(out, path, sizeof path, &step) && step == 5, "%" PRId64, step);
-    EXPECT(ckpt_save(out, 9, &part, 1, "", 2, &e), "over the half one: %s", e.text);
+    EXPECT(ckpt_save(out, 9, &part, 1, NULL, "", 2, &e), "over the half one: %s", e.text);
     EXPECT(ckpt_latest(out, path, sizeof path, &step) && step == 9, "%" PRId64, step);
     EXPECT(access(in(out, stale), F_OK), "the temporary folder of a killed run was kept");
     module_close(m);
@@ -122,7 +122,7 @@ TEST(ckpt_names_damage) {
     static const char *const files[] = {"vqa/model.safetensors", "vqa.moments.safetensors"};
     for (int i = 0; i < 2; i++) {
         Error e = {0};
-        CHECK(ckpt_save(out, 1 + i, &part, 1, "", 1, &e), "%s", e.text);
+        CHECK(ckpt_save(out, 1 + i, &part, 1, NULL, "", 1, &e), "%s", e.text);
         char path[600];
         int64_t step;
         CHECK(ckpt_latest(out, path, sizeof path, &step), "none");
@@ -144,7 +144,7 @@ static void save_to_full_disk(void *unused) {
     Error e = {0};
     signal(SIGXFSZ, SIG_IGN);
     setrlimit(RLIMIT_FSIZE, &(struct rlimit){300000, 300000}); /* the weights take 1 MB */
-    if (ckpt_save(full_out, 6, &(CkptPart){"vqa", m}, 1, "", 1, &e)) _exit(100);
+    if (ckpt_save(full_out, 6, &(CkptPart){"vqa", m}, 1, NULL, "", 1, &e)) _exit(100);
     printf("%s\n", e.text);
     fflush(stdout);
     _exit(e.status);
@@ -156,7 +156,7 @@ TEST(ckpt_full_disk) {
     char path[600];
     int64_t step;
     full_out = out_dir("ckpt5");
-    CHECK(ckpt_save(full_out, 5, &(CkptPart){"vqa", m}, 1, "", 1, &e), "%s", e.text);
+    CHECK(ckpt_save(full_out, 5, &(CkptPart){"vqa", m}, 1, NULL, "", 1, &e), "%s", e.text);
     static Child c;
     EXPECT(child_call(&c, save_to_full_disk, NULL) == FAIL_DISK && strstr(c.text, "checkpoint at step 6") && strstr(c.text, "model.safetensors"),
            "status %d: %s", c.status, c.text);

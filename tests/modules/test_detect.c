@@ -130,8 +130,8 @@ TEST(detect_loss_options) {
     static const float box[][4] = {{0.25f, 0.25f, 0.4f, 0.4f}, {0.75f, 0.75f, 0.4f, 0.4f}};
     static const float score[] = {0.9f, 0.2f}, box_weight[] = {1, 0};
     static const int32_t patch[] = {1, -1};
-    static const uint8_t ignore[P] = {1, 1, 1, 0}; /* patch 1 is matched all the same */
-    LocTarget t[ASKS] = {{.nboxes = 2, .box = box, .score = score, .box_weight = box_weight, .patch = patch, .negative_weight = 1, .ignore = ignore, .weight = 1},
+    static const float negative[P] = {0, 0, 0, 1}; /* patch 1 is matched all the same */
+    LocTarget t[ASKS] = {{.nboxes = 2, .box = box, .score = score, .box_weight = box_weight, .patch = patch, .negative_weight = 1, .negative = negative, .weight = 1},
                          {.nboxes = 1, .box = box, .negative_weight = 1, .weight = 0}};
     double part[3];
     loc_loss(&r.ctx, &out, t, &plain, part);

@@ -1,0 +1,244 @@
+/* replay.c -- the store of lessons. See replay.h. */
+#include "engine/replay.h"
+
+/* Room per program: some five questions, each with a distribution over the answers or a few dozen boxes. */
+enum { PROGRAM_BYTES = 1 << 16 };
+
+void replay_open(Replay *r, int reuse, int lag, int nlabels, int programs) {
+    *r = (Replay){.reuse = reuse, .lag = lag, .nlabels = nlabels, .size = reuse ? (int64_t)reuse * lag + 1 : 0};
+    r->kept = xcalloc((size_t)r->size + 1, sizeof *r->kept);
+    for (int64_t i = 0; i < r->size; i++) {
+        r->kept[i].batch = -1;
+        arena_open(&r->kept[i].memory, "replay", NULL, (size_t)(programs + 16) * PROGRAM_BYTES);
+    }
+}
+
+void replay_close(Replay *r) {
+    for (int64_t i = 0; i < r->size; i++) arena_close(&r->kept[i].memory);
+    free(r->kept);
+    *r = (Replay){0};
+}
+
+static KeptBatch *place(const Replay *r, int64_t batch) { return &r->kept[batch % r->size]; }
+
+void replay_begin(Replay *r, int64_t batch) {
+    if (!r->size) return;
+    KeptBatch *k = place(r, batch);
+    arena_reset(&k->memory, 0);
+    k->batch = batch;
+    k->n = 0;
+    k->lesson = NULL;
+}
+
+static void *copy(Arena *a, const void *p, size_t bytes) {
+    return p ? memcpy(arena_alloc(a, bytes), p, bytes) : NULL;
+}
+
+/* Lessons grow by doubling; what is outgrown stays in the arena until the ring comes round. */
+static KeptLesson *add(KeptBatch *k) {
+    if ((k->n & (k->n - 1)) == 0) {
+        KeptLesson *more = arena_alloc(&k->memory, (size_t)MAX(2 * k->n, 16) * sizeof *more);
+        if (k->n) memcpy(more, k->lesson, (size_t)k->n * sizeof *more);
+        k->lesson = more;
+    }
+    return &k->lesson[k->n++];
+}
+
+void replay_keep(Replay *r, int64_t batch, const Ask *ask, const Lesson *lesson) {
+    if (!r->size) return;
+    KeptBatch *k = place(r, batch);
+    Arena *a = &k->memory;
+    KeptLesson *l = add(k);
+    *l = (KeptLesson){ask->image_id, arena_strdup(a, ask->query, strlen(ask->query)), *lesson};
+    l->lesson.p = copy(a, lesson->p, (size_t)r->nlabels * sizeof *lesson->p);
+    l->lesson.candidate = copy(a, lesson->candidate, (size_t)lesson->ncandidates * sizeof *lesson->candidate);
+    l->lesson.yes = copy(a, lesson->yes, (size_t)lesson->nleaders * sizeof *lesson->yes);
+}
+
+const KeptBatch *replay_find(const Replay *r, int64_t batch) {
+    if (!r->size || batch < 0) return NULL;
+    const KeptBatch *k = place(r, batch);
+    return k->batch == batch ? k : NULL;
+}
+
+/* ---- the file ------------------------------------------------------------------------------------- */
+
+/* Four flat tensors: whole numbers, fractions and text of all lessons, one after the other, and the lengths.
+ *   counts (1 + nbatches, 2)  {reuse * lag + 1, nlabels}, then {batch, its lessons}
+ *   ints   per lesson: image_id, rect, is_loc, nleaders, ncandidates, bytes of the query; per candidate: box, leader
+ *   floats per lesson: the distribution, or yes of the leaders; per candidate: yes
+ *   text   the queries */
+typedef struct Flat {
+    int64_t *ints, nints, ints_cap, nfloats, floats_cap, ntext, text_cap;
+    float *floats;
+    char *text;
+} Flat;
+
+static void put_int(Flat *f, int64_t x) {
+    GROW(f->ints, f->ints_cap, f->nints + 1);
+    f->ints[f->nints++] = x;
+}
+
+static void put_floats(Flat *f, const float *x, int64_t n) {
+    GROW(f->floats, f->floats_cap, f->nfloats + n);
+    if (n) memcpy(f->floats + f->nfloats, x, (size_t)n * sizeof *x);
+    f->nfloats += n;
+}
+
+static void put_rect(Flat *f, Rect r) {
+    put_int(f, r.x0);
+    put_int(f, r.y0);
+    put_int(f, r.x1);
+    put_int(f, r.y1);
+}
+
+static void put_lesson(Flat *f, const KeptLesson *k, int nlabels) {
+    const Lesson *l = &k->lesson;
+    int64_t bytes = (int64_t)strlen(k->query);
+    put_int(f, (int64_t)k->image_id);
+    put_rect(f, l->rect);
+    put_int(f, l->is_loc);
+    put_int(f, l->nleaders);
+    put_int(f, l->ncandidates);
+    put_int(f, bytes);
+    GROW(f->text, f->text_cap, f->ntext + bytes + 1);
+    memcpy(f->text + f->ntext, k->query, (size_t)bytes);
+    f->ntext += bytes;
+    if (l->is_loc) put_floats(f, l->yes, l->nleaders);
+    else put_floats(f, l->p, nlabels);
+    for (int i = 0; i < l->ncandidates; i++) {
+        put_rect(f, l->candidate[i].box);
+        put_int(f, l->candidate[i].leader);
+        put_floats(f, &l->candidate[i].yes, 1);
+    }
+}
+
+static int by_batch(const void *a, const void *b) {
+    const KeptBatch *x = *(const KeptBatch *const *)a, *y = *(const KeptBatch *const *)b;
+    return (x->batch > y->batch) - (x->batch < y->batch);
+}
+
+bool replay_save(const Replay *r, const char *path, Error *e) {
+    const KeptBatch **order = xcalloc((size_t)r->size + 1, sizeof *order);
+    int64_t (*counts)[2] = xcalloc((size_t)r->size + 1, sizeof *counts), n = 0;
+    Flat f = {0};
+    for (int64_t i = 0; i < r->size; i++)
+        if (r->kept[i].batch >= 0) order[n++] = &r->kept[i];
+    qsort(order, (size_t)n, sizeof *order, by_batch);
+    counts[0][0] = r->size;
+    counts[0][1] = r->nlabels;
+    for (int64_t i = 0; i < n; i++) {
+        counts[i + 1][0] = order[i]->batch;
+        counts[i + 1][1] = order[i]->n;
+        for (int64_t k = 0; k < order[i]->n; k++) put_lesson(&f, &order[i]->lesson[k], r->nlabels);
+    }
+    const StTensor t[] = {
+        {.name = "counts", .dtype = ST_I64, .ndim = 2, .shape = {n + 1, 2}, .data = counts, .bytes = (size_t)(n + 1) * 16},
+        {.name = "floats", .dtype = ST_F32, .ndim = 1, .shape = {f.nfloats}, .data = f.floats, .bytes = (size_t)f.nfloats * 4},
+        {.name = "ints", .dtype = ST_I64, .ndim = 1, .shape = {f.nints}, .data = f.ints, .bytes = (size_t)f.nints * 8},
+        {.name = "text", .dtype = ST_U8, .ndim = 1, .shape = {f.ntext}, .data = f.text, .bytes = (size_t)f.ntext},
+    };
+    bool ok = st_write(path, t, COUNT_OF(t), NULL, 0, e);
+    free(order);
+    free(counts);
+    free(f.ints);
+    free(f.floats);
+    free(f.text);
+    return ok;
+}
+
+/* Reading: where we are, and whether everything so far was there. */
+typedef struct Cursor {
+    const uint8_t *ints, *floats, *text;
+    int64_t nints, nfloats, ntext;
+    bool bad;
+} Cursor;
+
+static int64_t take_int(Cursor *c, int64_t lo, int64_t hi) {
+    int64_t x = lo;
+    if (c->nints < 1) return c->bad = true, lo;
+    memcpy(&x, c->ints, sizeof x);
+    c->ints += sizeof x;
+    c->nints--;
+    if (x < lo || x > hi) c->bad = true, x = lo;
+    return x;
+}
+
+static Rect take_rect(Cursor *c) {
+    const int64_t far = 1 << 24;
+    Rect r;
+    r.x0 = (int)take_int(c, -far, far);
+    r.y0 = (int)take_int(c, -far, far);
+    r.x1 = (int)take_int(c, -far, far);
+    r.y1 = (int)take_int(c, -far, far);
+    return r;
+}
+
+/* Probabilities. */
+static bool take_floats(Cursor *c, float *out, int64_t n) {
+    if (c->nfloats < n) return !(c->bad = true);
+    memcpy(out, c->floats, (size_t)n * sizeof *out);
+    c->floats += (size_t)n * sizeof *out;
+    c->nfloats -= n;
+    for (int64_t i = 0; i < n; i++)
+        if (!(out[i] >= 0 && out[i] <= 1.0001f)) c->bad = true;
+    return !c->bad;
+}
+
+static void take_lesson(Cursor *c, Replay *r, int64_t batch) {
+    Candidate candidate[MAX_CANDIDATES];
+    float yes[MAX_CANDIDATES], *p = xcalloc((size_t)r->nlabels + 1, sizeof *p);
+    Ask ask = {.image_id = (uint64_t)take_int(c, 0, INT64_MAX)};
+    Lesson l = {.rect = take_rect(c)};
+    l.is_loc = take_int(c, 0, 1);
+    l.nleaders = (int)take_int(c, 0, MAX_CANDIDATES);
+    l.ncandidates = (int)take_int(c, l.nleaders, MAX_CANDIDATES);
+    int64_t bytes = take_int(c, 0, c->ntext);
+    if (rect_w(l.rect) <= 0 || rect_h(l.rect) <= 0 || (!l.is_loc && l.ncandidates)) c->bad = true;
+    char *query = xcalloc((size_t)bytes + 1, 1);
+    memcpy(query, c->text, (size_t)bytes);
+    c->text += bytes;
+    c->ntext -= bytes;
+    ask.query = query;
+    if (l.is_loc) l.yes = take_floats(c, yes, l.nleaders) ? yes : NULL;
+    else l.p = take_floats(c, p, r->nlabels) ? p : NULL;
+    for (int i = 0; i < l.ncandidates && !c->bad; i++) {
+        candidate[i] = (Candidate){.box = take_rect(c), .leader = (int)take_int(c, 0, MAX(l.nleaders - 1, 0))};
+        take_floats(c, &candidate[i].yes, 1);
+    }
+    l.candidate = candidate;
+    if (!c->bad) replay_keep(r, batch, &ask, &l);
+    free(query);
+    free(p);
+}
+
+bool replay_load(Replay *r, const char *path, Error *e) {
+    SafeTensors st;
+    if (!st_open(&st, path, e)) return false;
+    static const struct { const char *name; StDType dtype; } want[] = {{"counts", ST_I64}, {"floats", ST_F32}, {"ints", ST_I64}, {"text", ST_U8}};
+    const StTensor *t[COUNT_OF(want)];
+    for (int i = 0; i < COUNT_OF(want); i++) {
+        t[i] = st_find(&st, want[i].name);
+        if (!t[i] || t[i]->dtype != want[i].dtype) {
+            fail_as(e, FAIL_MODEL, "%s: %s is missing or of another type: not a store of lessons", path, want[i].name);
+            st_close(&st);
+            return false;
+        }
+    }
+    Cursor counts = {.ints = t[0]->data, .nints = st_numel(t[0])},
+           c = {t[2]->data, t[1]->data, t[3]->data, st_numel(t[2]), st_numel(t[1]), st_numel(t[3]), false};
+    int64_t size = take_int(&counts, 0, INT64_MAX), nlabels = take_int(&counts, 0, INT64_MAX);
+    bool ok = size == r->size && nlabels == r->nlabels;
+    if (!ok)
+        fail_as(e, FAIL_MODEL, "%s: lessons of %" PRId64 " batches with %" PRId64 " answers; this run keeps %" PRId64 " with %d (another distill.reuse or lag?)",
+                path, size, nlabels, r->size, r->nlabels);
+    while (ok && counts.nints && !c.bad && !counts.bad) {
+        int64_t batch = take_int(&counts, 0, INT64_MAX), n = take_int(&counts, 0, INT64_MAX);
+        replay_begin(r, batch);
+        for (int64_t i = 0; i < n && !c.bad; i++) take_lesson(&c, r, batch);
+    }
+    if (ok && (c.bad || counts.bad || c.nints || c.nfloats || c.ntext))
+        ok = fail_as(e, FAIL_MODEL, "%s: the store of lessons is damaged", path);
+    st_close(&st);
+    return ok;
+}
