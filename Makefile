@@ -99,8 +99,8 @@ pretrained: deps
 	@test -f $(D)/hard/dataset.json || $(B)/vpdistill scenes configs/demo-scenes.yaml
 	$(B)/vpdistill train configs/pretrain/vqa.yaml
 	for k in 1 2 3; do $(B)/vpdistill train configs/pretrain/loc$$k.yaml || exit 1; done
-	$(B)/vpdistill train configs/pretrain/teacher.yaml
-	for m in vqa:vqa loc:loc3 teacher:teacher; do rm -rf configs/models/demo-$${m%%:*}; cp -r $(P)/$${m##*:}/model configs/models/demo-$${m%%:*}; done
+	for k in "" 2; do $(B)/vpdistill train configs/pretrain/teacher$$k.yaml || exit 1; done
+	for m in vqa:vqa loc:loc3 teacher:teacher2; do rm -rf configs/models/demo-$${m%%:*}; cp -r $(P)/$${m##*:}/model configs/models/demo-$${m%%:*}; done
 
 demo: deps
 	@$(MAKE) --no-print-directory $(B)/vpdistill
