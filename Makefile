@@ -17,12 +17,14 @@ OPT      := $(if $(filter 1,$(SAN)),$(SANFLAGS),$(if $(filter 1,$(DEBUG)),-O0,-O
 CPPFLAGS := -I. -D_GNU_SOURCE
 CFLAGS   := -std=c17 -g $(OPT) -march=native -fno-math-errno -fopenmp -pthread $(WARN)
 EMUFLAGS := -std=c++17 -g $(if $(filter 1,$(SAN)),$(SANFLAGS),-O2) -march=native -ffp-contract=off -fno-math-errno -pthread $(WARN) -Wno-unknown-pragmas
+# Every load and store of a kernel calls tests/emu/access.cpp.
+EMUSEES  := -fno-threadsafe-statics $(if $(filter 1,$(SAN)),,-fsanitize=thread -fsanitize=alignment -fno-sanitize-recover=alignment)
 LDLIBS   := -ldnnl -ljpeg -ljansson -lcyaml -lutf8proc -lm
 
 ENGINE := $(wildcard kernels/cpu/*.c engine/*.c data/*.c modules/*.c) $(if $(filter 1,$(CUDA)),$(wildcard kernels/cuda/*.c),kernels/nocuda.c)
 VERBS  := $(wildcard engine/verbs/*.c)
-TESTS  := $(wildcard tests/*.c tests/kernels/*.c tests/engine/*.c tests/data/*.c tests/modules/*.c)
-EMU    := $(wildcard kernels/cuda/*.cu tests/emu/*.cpp tests/emu/faults/*.cu)   # CUDA kernels, compiled for the host
+TESTS  := $(wildcard tests/*.c tests/kernels/*.c tests/emu/*.c tests/engine/*.c tests/data/*.c tests/modules/*.c)
+EMU    := $(wildcard kernels/cuda/*.cu tests/emu/*.cu tests/emu/faults/*.cu tests/emu/*.cpp)   # CUDA kernels, compiled for the host
 BENCH  := $(wildcard bench/*.c)
 MAIN   := engine/main.c
 LIB    := $(filter-out $(MAIN),$(ENGINE))
@@ -45,7 +47,7 @@ $(B)/vpdistill: $(call obj,$(LIB) $(VERBS) $(MAIN)) $(KERNELS)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
-$(B)/test: $(call obj,$(LIB) $(TESTS)) $(call emu_obj,$(EMU)) $(KERNELS)
+$(B)/test: $(call obj,$(LIB) $(TESTS)) $(call emu_obj,$(EMU)) $(KERNELS) $(if $(KERNELS),$(B)/tests/emu/twins.cu.o)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 
@@ -64,7 +66,7 @@ $(B)/%.cu.o: %.cu
 $(B)/emu/%.o: %.cu
 	@mkdir -p $(@D)
 	@echo "  EMU $<"
-	@$(CXX) -x c++ $(CPPFLAGS) $(EMUFLAGS) -MMD -MP -c $< -o $@
+	@$(CXX) -x c++ $(CPPFLAGS) $(EMUFLAGS) $(EMUSEES) -MMD -MP -c $< -o $@
 $(B)/emu/%.o: %.cpp
 	@mkdir -p $(@D)
 	@echo "  CXX $<"

@@ -5,8 +5,9 @@
  * Within a block one warp runs as far ahead as it can before any other moves; which one leads, which lane of a warp goes first
  * and which block comes first is chosen by the seed. So a missing barrier shows as a wrong number. What cannot be right on a
  * card is reported and ends the launch: threads that wait at a barrier which others left out, a shuffle whose mask names a lane
- * that is not there, a launch over the limits, a misaligned access, writing past a shared array. Shared memory is NaN when a
- * block begins. Asynchronous copies arrive at the wait. A stream is a queue that runs when somebody waits for it.
+ * that is not there, a launch over the limits, a misaligned access, two threads in one place of shared memory with no barrier
+ * between, writing past a shared array, reading what an asynchronous copy has yet to bring. Shared memory is NaN when a block
+ * begins. Asynchronous copies arrive at the wait. A stream is a queue that runs when somebody waits for it.
  *
  * It does not see what blocks of one launch do to each other beyond their order, nor bank conflicts or occupancy.
  */
@@ -36,6 +37,16 @@ void emu_blocks(int64_t n);
  * that is reported is left where it is, later ones run. */
 void emu_collect(char *text, size_t size);
 
+/* What launches moved in global memory, in bytes. */
+typedef struct EmuTraffic {
+    int64_t loads, stores;  /* asked for by threads */
+    int64_t read, written;  /* sectors of 32 bytes that a launch touched, each once: what DRAM sees when the caches do their part */
+    int launches;
+} EmuTraffic;
+/* Counts into *t from now on, which is set to zero first; NULL: no more. A build under AddressSanitizer sees no accesses. */
+void emu_count(EmuTraffic *t);
+bool emu_sees_accesses(void);
+
 /* Streams: queues that run when waited for. After(s, earlier): what is queued on s from now on runs after all that is queued
  * on `earlier` by now. A NULL stream runs everything at once. */
 struct Stream *emu_stream(const char *name);
@@ -54,7 +65,6 @@ void emu_download(struct Stream *s, void *dst, const void *src, size_t bytes);
 /* ---- for kernel files: the CUDA language ------------------------------------------------------------ */
 
 #include <algorithm>
-#include <functional>
 #include <math.h>
 #include <string.h>
 #include <tuple>
@@ -96,15 +106,31 @@ struct EmuLaunch {
     const char *kernel, *file;
     int line;
     int64_t grid[3], block[3];
-    size_t dynamic; /* bytes of dynamic shared memory */
-    std::function<void()> body;
+    size_t dynamic;                /* bytes of dynamic shared memory */
+    void (*call)(const void *kept); /* runs one thread */
+    void (*drop)(const void *kept);
+    const void *kept;
+    size_t kept_bytes; /* a card has the arguments in its constant memory: not in the traffic */
 };
-void emu_launch(Stream *s, EmuLaunch launch);
+void emu_launch(Stream *s, const EmuLaunch &launch);
 
 /* Arguments are evaluated at the launch, as a card does, and kept until the stream gets there. */
-template <typename... P, typename... A> std::function<void()> emu_bind(void (*kernel)(P...), A &&...args) {
-    std::tuple<std::remove_cv_t<P>...> kept(std::forward<A>(args)...);
-    return [kernel, kept] { std::apply(kernel, kept); };
+template <typename... P> struct EmuKept {
+    void (*kernel)(P...);
+    std::tuple<std::remove_cv_t<P>...> args;
+    static void call(const void *kept) {
+        const EmuKept *k = (const EmuKept *)kept;
+        std::apply(k->kernel, k->args);
+    }
+    static void drop(const void *kept) { delete (const EmuKept *)kept; }
+};
+template <typename... P, typename... A> void emu_launch_kernel(Stream *s, EmuLaunch l, void (*kernel)(P...), A &&...args) {
+    typedef EmuKept<P...> Kept;
+    l.call = Kept::call;
+    l.drop = Kept::drop;
+    l.kept = new Kept{kernel, std::tuple<std::remove_cv_t<P>...>(std::forward<A>(args)...)};
+    l.kept_bytes = sizeof(Kept);
+    emu_launch(s, l);
 }
 
 struct EmuSize { /* an integer or a dim3; 64 bits, so that a grid over the limit is seen */
@@ -117,8 +143,8 @@ struct EmuSize { /* an integer or a dim3; 64 bits, so that a grid over the limit
 #define LAUNCH_SMEM(kernel, grid, block, bytes, s, ...)                                                      \
     do {                                                                                                     \
         const EmuSize g_(grid), b_(block);                                                                   \
-        emu_launch(s, {#kernel, __FILE__, __LINE__, {g_.v[0], g_.v[1], g_.v[2]}, {b_.v[0], b_.v[1], b_.v[2]}, (size_t)(bytes), \
-                       emu_bind(kernel, __VA_ARGS__)});                                                      \
+        emu_launch_kernel(s, {#kernel, __FILE__, __LINE__, {g_.v[0], g_.v[1], g_.v[2]}, {b_.v[0], b_.v[1], b_.v[2]},   \
+                              (size_t)(bytes), nullptr, nullptr, nullptr, 0}, kernel, __VA_ARGS__);          \
     } while (0)
 
 #define cuda_scratch emu_scratch
@@ -148,7 +174,8 @@ void emu_warp(uint32_t mask, const char *what, EmuWarpOp *op, void *arg);
 int emu_lane(void);
 
 template <typename A> struct EmuShuffle { A value, result; int from; };
-template <typename A> void emu_shuffle_op(void *const arg[32], uint32_t mask) {
+/* It reads other threads' stacks, which no kernel does. */
+template <typename A> __attribute__((no_sanitize("thread"))) void emu_shuffle_op(void *const arg[32], uint32_t mask) {
     for (int lane = 0; lane < 32; lane++) {
         if (!(mask >> lane & 1)) continue;
         EmuShuffle<A> *s = (EmuShuffle<A> *)arg[lane];
@@ -185,19 +212,24 @@ void __syncwarp(uint32_t mask = 0xffffffffu);
 
 /* ---- integer atomics (fibers do not preempt each other). Float atomics are missing on purpose. ---- */
 
-template <typename I> I emu_replace(I *p, I now) {
-    static_assert(std::is_integral_v<I>, "float atomics make the last bits depend on the order of threads");
+/* Threads meet in them without a barrier: not for the look-out for races. */
+#define EMU_ATOMIC(name, next)                                                                               \
+    template <typename I> __attribute__((noinline, no_sanitize("thread"))) I name(I *p, std::common_type_t<I> v) { \
+        static_assert(std::is_integral_v<I>, "float atomics make the last bits depend on the order of threads"); \
+        const I was = *p;                                                                                    \
+        *p = (next);                                                                                         \
+        return was;                                                                                          \
+    }
+EMU_ATOMIC(atomicAdd, was + v)
+EMU_ATOMIC(atomicMax, was > v ? was : v)
+EMU_ATOMIC(atomicMin, was < v ? was : v)
+EMU_ATOMIC(atomicOr, was | v)
+EMU_ATOMIC(atomicExch, v)
+template <typename I>
+__attribute__((noinline, no_sanitize("thread"))) I atomicCAS(I *p, std::common_type_t<I> expected, std::common_type_t<I> v) {
     const I was = *p;
-    *p = now;
+    if (was == expected) *p = v;
     return was;
-}
-template <typename I> I atomicAdd(I *p, std::common_type_t<I> v) { return emu_replace<I>(p, *p + v); }
-template <typename I> I atomicMax(I *p, std::common_type_t<I> v) { return emu_replace<I>(p, *p > v ? *p : v); }
-template <typename I> I atomicMin(I *p, std::common_type_t<I> v) { return emu_replace<I>(p, *p < v ? *p : v); }
-template <typename I> I atomicOr(I *p, std::common_type_t<I> v) { return emu_replace<I>(p, *p | v); }
-template <typename I> I atomicExch(I *p, std::common_type_t<I> v) { return emu_replace<I>(p, v); }
-template <typename I> I atomicCAS(I *p, std::common_type_t<I> old, std::common_type_t<I> v) {
-    return emu_replace<I>(p, *p == old ? v : *p);
 }
 
 /* ---- numbers ---- */
