@@ -341,10 +341,29 @@ Loader *loader_open(const Dataset *d, const LoaderConfig *c, Error *e) {
     return l;
 }
 
+void loader_causes(const LoaderStats *t, char *out, size_t size) {
+    size_t n = 0;
+    *out = 0;
+    for (int i = 0; i < LOADER_CAUSES; i++)
+        if (t->bad[i] && n < size)
+            n += (size_t)snprintf(out + n, size - n, "%s%" PRId64 " %s", n ? ", " : "", t->bad[i], loader_cause_names[i]);
+}
+
+/* False when more of the images asked for were bad than allowed. */
+static bool few_bad(const Loader *l, Error *e) {
+    const LoaderStats *t = &l->stats;
+    int64_t bad = 0;
+    char causes[256];
+    for (int i = 0; i < LOADER_CAUSES; i++) bad += t->bad[i];
+    if (100.0 * (double)bad <= (double)l->c.max_bad_percent * (double)t->images) return true;
+    loader_causes(t, causes, sizeof causes);
+    return fail_as(e, FAIL_DATA, "%s: %" PRId64 " of %" PRId64 " images cannot be used (%s), more than max_bad_percent %g; the first: %s",
+                   l->d->images.dir, bad, t->images, causes, (double)l->c.max_bad_percent, t->first_bad);
+}
+
 /* Adds the batch to the statistics; false when too much is bad. */
 static bool account(Loader *l, const Slot *s, Error *e) {
     LoaderStats *t = &l->stats;
-    int64_t bad = 0;
     t->batches++;
     t->items += s->batch.n;
     t->skipped += s->skipped;
@@ -352,19 +371,12 @@ static bool account(Loader *l, const Slot *s, Error *e) {
     for (int i = 0; i < LOADER_CAUSES; i++) {
         t->bad[i] += s->bad[i];
         t->damaged[i] += s->damaged[i];
-        bad += t->bad[i];
     }
     if (!t->first_bad[0] && s->first_bad[0]) {
         memcpy(t->first_bad, s->first_bad, sizeof t->first_bad);
         warn("an image cannot be used and its samples are skipped: %s", t->first_bad);
     }
-    if (t->images < PERCENT_FROM || 100.0 * (double)bad <= (double)l->c.max_bad_percent * (double)t->images) return true;
-    char causes[256] = "";
-    for (int i = 0, n = 0; i < LOADER_CAUSES; i++)
-        if (t->bad[i] && n < (int)sizeof causes)
-            n += snprintf(causes + n, sizeof causes - (size_t)n, "%s%" PRId64 " %s", n ? ", " : "", t->bad[i], loader_cause_names[i]);
-    return fail_as(e, FAIL_DATA, "%s: %" PRId64 " of %" PRId64 " images cannot be used (%s), more than max_bad_percent %g; the first: %s",
-                   l->d->images.dir, bad, t->images, causes, (double)l->c.max_bad_percent, t->first_bad);
+    return t->images < PERCENT_FROM || few_bad(l, e);
 }
 
 const Batch *loader_next(Loader *l, Error *e) {
@@ -372,7 +384,7 @@ const Batch *loader_next(Loader *l, Error *e) {
     const int64_t b = l->next_out;
     Slot *s = &l->slot[b % l->nslots];
     if (l->nthreads == 0) {
-        if (!batch_exists(l, b)) return NULL;
+        if (!batch_exists(l, b)) return few_bad(l, e), NULL;
         fill_slot(&l->worker[0], s, b);
     } else {
         pthread_mutex_lock(&l->lock);
@@ -383,7 +395,7 @@ const Batch *loader_next(Loader *l, Error *e) {
         }
         if (!batch_exists(l, b)) {
             pthread_mutex_unlock(&l->lock);
-            return NULL;
+            return few_bad(l, e), NULL;
         }
         while (s->state != READY || s->batch.index != b) pthread_cond_wait(&l->filled, &l->lock);
         l->holding = true;

@@ -12,7 +12,7 @@ typedef struct LoaderConfig {
     int64_t passes;         /* stop after so many epochs, the last batch may be short; 0: endless */
     int rank, ranks;        /* this rank's share of each global batch of ranks * batch items; ranks 0 means 1 */
     int min_side;           /* as jpeg_decode */
-    float max_bad_percent;  /* more bad images than this, once 1000 were read, end the run */
+    float max_bad_percent;  /* more bad images than this, once 1000 were read or at the end of the last pass, end the run */
     size_t cache_bytes;     /* decoded images kept for the next epochs, first come; 0: none */
     size_t batch_bytes;     /* room for the pixels of one batch; 0: 1 GiB. What does not fit counts as too large */
 } LoaderConfig;
@@ -53,6 +53,8 @@ Loader *loader_open(const Dataset *d, const LoaderConfig *c, Error *e);
  * too many images are bad. */
 const Batch *loader_next(Loader *l, Error *e);
 const LoaderStats *loader_stats(const Loader *l);
+/* The causes for which images could not be used: "2 truncated, 1 too large"; empty when all could. */
+void loader_causes(const LoaderStats *t, char *out, size_t size);
 void loader_close(Loader *l); /* NULL is allowed */
 
 /* Number of batches of one epoch, rounded up. */

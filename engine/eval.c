@@ -53,7 +53,8 @@ static int by_type(const void *x, const void *y) {
     return strcmp(((const EvalType *)x)->type, ((const EvalType *)y)->type);
 }
 
-static void finish(EvalResult *r, Verdicts *v, const LoaderStats *stats, double since) {
+/* The totals. le: why the loader stopped, if not at the end. */
+static bool finish(EvalResult *r, Verdicts *v, const Dataset *d, const LoaderStats *stats, double since, const Error *le, Error *e) {
     qsort(r->type, (size_t)r->ntypes, sizeof *r->type, by_type);
     if (v->n) qsort(v->at, (size_t)v->n, sizeof *v->at, by_group);
     for (int64_t i = 0, end; i < v->n; i = end) {
@@ -65,11 +66,15 @@ static void finish(EvalResult *r, Verdicts *v, const LoaderStats *stats, double 
     free(v->at);
     r->skipped = stats->skipped;
     for (int k = JPEG_OK + 1; k < LOADER_CAUSES; k++) r->bad_images += stats->bad[k];
-    if (r->bad_images) warn("%" PRId64 " images could not be used, %" PRId64 " questions were left out; the first: %s", r->bad_images,
-                            r->skipped, stats->first_bad);
+    char causes[256];
+    loader_causes(stats, causes, sizeof causes);
+    if (*causes) warn("images that cannot be used: %s; %" PRId64 " questions were left out", causes, r->skipped);
     if (r->failed) info("%" PRId64 " of %" PRId64 " programs gave no answer and count as wrong (%" PRId64 " did not parse); the first: %s",
                         r->failed, r->n, r->unparsed, r->first_failure);
     r->seconds = now_s() - since;
+    if (*le->text) return *e = *le, false;
+    return r->n ? true : fail_as(e, FAIL_DATA, "%s: no question could be evaluated: %" PRId64 " have no usable image, %" PRId64 " no answer",
+                                 d->images.dir, r->skipped, r->no_gold);
 }
 
 /* ---- batches -------------------------------------------------------------------------------------- */
@@ -180,10 +185,10 @@ bool eval_programs(Run *r, Answerer *const *answerer, int nanswerers, const Data
         out->waves += s.waves;
         if (cfg->seen) cfg->seen(cfg->arg, &(EvalBatch){&s, job, sample, right, n});
     }
-    finish(out, &v, loader_stats(l), since);
+    bool ok = finish(out, &v, d, loader_stats(l), since, &le, e);
     sched_close(&s);
     loader_close(l);
-    return *le.text ? (*e = le, false) : true;
+    return ok;
 }
 
 bool eval_end_to_end(Run *r, Module *vqa, const Dataset *d, const EvalConfig *cfg, EvalResult *out, Error *e) {
@@ -224,9 +229,9 @@ bool eval_end_to_end(Run *r, Module *vqa, const Dataset *d, const EvalConfig *cf
         out->steps += n;
         out->questions += n;
     }
-    finish(out, &v, loader_stats(l), since);
+    bool ok = finish(out, &v, d, loader_stats(l), since, &le, e);
     loader_close(l);
-    return *le.text ? (*e = le, false) : true;
+    return ok;
 }
 
 /* ---- telling -------------------------------------------------------------------------------------- */

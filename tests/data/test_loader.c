@@ -143,10 +143,11 @@ TEST(loader_counts_bad_images) {
     Error e = {0};
     make_folder(&d, 20, 6); /* 0 empty, 1 cut, 2 missing, 3 cut, 4 empty, 5 missing */
     for (int workers = 0; workers <= 2; workers += 2) {
-        const LoaderConfig c = {.batch = 10, .workers = workers, .passes = 1, .max_bad_percent = 0};
+        const LoaderConfig c = {.batch = 10, .workers = workers, .passes = 1, .max_bad_percent = 30}; /* 6 of 20: just allowed */
         Loader *l = loader_open(&d, &c, &e);
         int n = 0;
         const Batch *b;
+        char causes[100], few[8];
         while ((b = loader_next(l, &e))) n += b->n;
         const LoaderStats *s = loader_stats(l);
         int64_t bad = 0;
@@ -154,6 +155,18 @@ TEST(loader_counts_bad_images) {
         EXPECT(n == 28 && s->items == 28 && s->skipped == 12 && s->images == 20 && !e.text[0], "%d items, %" PRId64 " skipped: %s", n, s->skipped, e.text);
         EXPECT(bad == 6 && s->bad[LOADER_UNREADABLE] == 2 && s->bad[JPEG_NOT_JPEG] == 2, "%" PRId64 " bad", bad);
         EXPECT(strstr(s->first_bad, "images/0.jpg"), "%s", s->first_bad);
+        loader_causes(s, causes, sizeof causes);
+        loader_causes(s, few, sizeof few);
+        EXPECT(!strcmp(causes, "2 not a JPEG, 2 truncated, 2 unreadable") && !strcmp(few, "2 not a"), "\"%s\", \"%s\"", causes, few);
+        loader_close(l);
+    }
+    for (int workers = 0; workers <= 2; workers += 2) { /* fewer than 1000 in all: known at the end of the last pass */
+        Loader *l = loader_open(&d, &(LoaderConfig){.batch = 10, .workers = workers, .passes = 2, .max_bad_percent = 29}, &e);
+        int64_t batches = 0;
+        while (loader_next(l, &e)) batches++;
+        EXPECT(batches == 8 && e.status == FAIL_DATA && strstr(e.text, "12 of 40 images") && strstr(e.text, "4 truncated"), "%" PRId64 " batches: %s",
+               batches, e.text);
+        e = (Error){0};
         loader_close(l);
     }
     LoaderConfig c = {.batch = 10, .workers = 1, .max_bad_percent = 20}; /* 30% are bad: an error, but not before 1000 */

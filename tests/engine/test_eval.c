@@ -265,12 +265,26 @@ TEST(eval_policy) {
     bench_open(&b, NULL);
     EvalConfig ec = eval_config(&d, &b.cfg);
     EvalResult r;
+    EXPECT(!eval_programs(&b.run, NULL, 0, &d, &ec, &r, &e) && e.status == FAIL_DATA && strstr(e.text, "1 of 2 images cannot be used (1 unreadable)"),
+           "%s", e.text);
+    e = (Error){0};
+    ec.max_bad_percent = 50;
     EXPECT(eval_programs(&b.run, NULL, 0, &d, &ec, &r, &e), "%s", e.text);
     EXPECT(r.n == 6 && r.right == 1 && r.failed == 4 && r.unparsed == 2, "n %d, right %d, failed %d, unparsed %d", (int)r.n, (int)r.right, (int)r.failed,
            (int)r.unparsed);
     EXPECT(r.skipped == 1 && r.bad_images == 1 && r.no_gold == 1, "skipped %d, bad images %d, no gold %d", (int)r.skipped, (int)r.bad_images, (int)r.no_gold);
     EXPECT(strstr(r.first_failure, "question parse: line 1") && strstr(r.first_failure, "LOC"), "\"%s\"", r.first_failure);
     EXPECT(r.ntypes == 3 && !strcmp(r.type[0].type, "(none)") && !strcmp(r.type[1].type, "a") && r.type[1].n == 3, "%d types, %s", r.ntypes, r.type[0].type);
+    run_close(&b.run);
+    dataset_close(&d);
+
+    /* None that can be put, though every image may be bad. */
+    write_questions(dir, sizeof dir, "nothing", "{\"lost\":{\"question\":\"q\",\"imageId\":\"nowhere\",\"answer\":\"1\",\"program\":\"R=RESULT(var=IMAGE)\"}}");
+    CHECK(dataset_open(&d, &(DatasetConfig){.type = "gqa", .dir = dir, .split = "test"}, &e), "%s", e.text);
+    bench_open(&b, NULL);
+    ec.max_bad_percent = 100;
+    EXPECT(!eval_programs(&b.run, NULL, 0, &d, &ec, &r, &e) && e.status == FAIL_DATA && strstr(e.text, "1 have no usable image, 0 no answer"), "%s", e.text);
+    e = (Error){0};
     run_close(&b.run);
     dataset_close(&d);
 
