@@ -684,8 +684,11 @@ Tokenizer *token_open_memory(const char *name, TokenKind kind, const char *vocab
             fail_as(e, FAIL_MODEL, "%s:%d:%d: %s", name, why.line, why.column, why.text);
             goto out;
         }
+        char beside[4096]; /* the merges' file, in its sentences */
+        const char *slash = strrchr(name, '/');
+        snprintf(beside, sizeof beside, "%.*smerges.txt", slash ? (int)(slash + 1 - name) : 0, name);
         ok = merges ? read_vocab_json(t, name, root, e) &&
-                          read_merge_lines(t, name, merges, merges_size, &list, &n, &cap, e)
+                          read_merge_lines(t, beside, merges, merges_size, &list, &n, &cap, e)
                     : read_tokenizer_json(t, name, root, &list, &n, &cap, e);
     } else {
         ok = read_lines(t, name, vocab, vocab_size, e);
