@@ -46,10 +46,10 @@ static void check_step(const char *what, const char *options) {
     snprintf(path, sizeof path, "%s/step-trace.jsonl", test_dir());
     CHECK(trace_open(&trace, path, &e), "%s", e.text);
     d.trace = &trace;
-    const LoaderConfig lc = {.seed = 1, .batch = 4, .shuffle = true, .cache_bytes = (size_t)64 << 20, .batch_bytes = (size_t)64 << 20};
-    Loader *l = loader_open(&d.data, &lc, &e);
+    const LoaderConfig lc = {.seed = 1, .batch = 1, .shuffle = true, .cache_bytes = (size_t)64 << 20, .batch_bytes = (size_t)64 << 20};
+    Loader *l = loader_open(&d.by_image.group, &lc, &e);
     CHECK(l, "%s", e.text);
-    const int batches = (int)(d.data.nsamples / lc.batch);
+    const int batches = (int)d.by_image.group.nsamples;
     int64_t step = 0, programs = 0, all = 1, jpeg = 0, dnnl = 0;
     for (int i = 0; i < 2; i++) epoch(&d, l, &step, batches); /* the cache fills, lists and the kernels' scratch grow */
     for (int tries = 0; tries < 3 && all > jpeg + dnnl; tries++) { /* a batch may be the largest so far: once more, then it is true */
