@@ -12,14 +12,14 @@
 /* ---- races ------------------------------------------------------------------------------------------ */
 
 /* Two threads touch a place, one of them writes, and nothing orders them: no barrier between (the epoch), within a warp no step
- * that the lanes took together. Kept per two bytes; of readers the last one, and whether several warps read. */
+ * that the lanes took together. Kept per byte (pixels are bytes); of readers the last one, and whether several warps read. */
 struct Touch {
     uint32_t write_epoch, read_epoch;
     uint16_t writer, reader, write_step, read_step;
     bool warps_read;
     uint32_t copying, outside; /* the block in which a copy to it is on its way; in which it is the red zone behind an array */
 };
-enum { GRAIN = 2 };
+enum { GRAIN = 1 };
 static Touch touched[2][(ALL_SHARED + RED_ZONE + 64 * RED_ZONE) / GRAIN];
 
 static size_t offset_in_shared(const void *p, int *which) {
