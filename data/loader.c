@@ -205,11 +205,15 @@ static int find_image(Worker *w, Slot *s, int image, int *nfound, size_t *budget
     return k;
 }
 
+/* Where this rank's share of batch b begins in the sequence. */
+static int64_t first_of(const Loader *l, int64_t b) { return b * l->c.batch + (int64_t)l->c.batch * l->c.rank / l->c.ranks; }
+
 static void fill_slot(Worker *w, Slot *s, int64_t b) {
     const Loader *l = w->l;
     const int B = l->c.batch;
     arena_reset(&s->arena, 0);
     int64_t *item = arena_alloc(&s->arena, (size_t)B * sizeof *item);
+    int *place = arena_alloc(&s->arena, (size_t)B * sizeof *place);
     int(*image_of)[2] = arena_alloc(&s->arena, (size_t)B * sizeof *image_of);
     ImageView *image = arena_alloc(&s->arena, 2 * (size_t)B * sizeof *image);
     uint64_t *image_id = arena_alloc(&s->arena, 2 * (size_t)B * sizeof *image_id);
@@ -222,8 +226,8 @@ static void fill_slot(Worker *w, Slot *s, int64_t b) {
     s->first_bad[0] = 0;
     memset(w->table, -1, (size_t)l->table_size * sizeof *w->table);
 
-    const int64_t first = (b * l->c.ranks + l->c.rank) * B;
-    for (int64_t at = first; at < first + B && at < l->end; at++) {
+    const int64_t first = first_of(l, b), end = MIN(b * B + (int64_t)B * (l->c.rank + 1) / l->c.ranks, l->end);
+    for (int64_t at = first; at < end; at++) {
         const int64_t epoch = at / l->items, k = at % l->items;
         const int64_t it = l->c.shuffle ? loader_permute(l->c.seed, epoch, k, l->items) : k;
         int img[2], of[2] = {-1, -1};
@@ -247,6 +251,7 @@ static void fill_slot(Worker *w, Slot *s, int64_t b) {
             of[j] = f->compact;
         }
         item[n] = it;
+        place[n] = (int)(at - b * B);
         image_of[n][0] = of[0];
         image_of[n++][1] = of[1];
     }
@@ -254,13 +259,15 @@ static void fill_slot(Worker *w, Slot *s, int64_t b) {
                        .epoch = first / l->items,
                        .n = n,
                        .item = item,
+                       .place = place,
                        .nimages = nimages,
                        .image = image,
                        .image_id = image_id,
                        .image_of = (const int(*)[2])image_of};
 }
 
-static bool batch_exists(const Loader *l, int64_t b) { return (b * l->c.ranks + l->c.rank) * l->c.batch < l->end; }
+/* A batch that begins before the end is there for all ranks, for some of them perhaps without an item. */
+static bool batch_exists(const Loader *l, int64_t b) { return b * l->c.batch < l->end; }
 
 static void *work(void *arg) {
     Worker *w = arg;
@@ -292,7 +299,7 @@ Loader *loader_open(const Dataset *d, const LoaderConfig *c, Error *e) {
     if (items < 1) return fail_as(e, FAIL_DATA, "%s: the dataset is empty", d->images.dir), NULL;
     if (c->batch < 1 || c->batch > 1 << 20 || c->workers < 0 || c->workers > 1024 || c->rank < 0 || c->rank >= ranks)
         return fail_as(e, FAIL_CONFIG, "loader: batch %d, workers %d, rank %d of %d", c->batch, c->workers, c->rank, ranks), NULL;
-    if (c->first_batch < 0 || c->first_batch > INT64_MAX / 4 / ranks / c->batch || c->passes < 0 || c->passes > INT64_MAX / 4 / items)
+    if (c->first_batch < 0 || c->first_batch > INT64_MAX / 4 / c->batch || c->passes < 0 || c->passes > INT64_MAX / 4 / items)
         return fail_as(e, FAIL_CONFIG, "loader: first batch %" PRId64 ", passes %" PRId64, c->first_batch, c->passes), NULL;
 
     Loader *l = xcalloc(1, sizeof *l);
@@ -309,7 +316,7 @@ Loader *loader_open(const Dataset *d, const LoaderConfig *c, Error *e) {
     l->slot = xcalloc((size_t)l->nslots, sizeof *l->slot);
     /* More than the budget: an image that overruns it is decoded before we know, and each is aligned to 64 bytes. This is
      * address space; it becomes memory when touched. */
-    const size_t arrays = (size_t)c->batch * (sizeof(int64_t) + 2 * (sizeof(int) + sizeof(ImageView) + sizeof(uint64_t) + 64)) + 4096;
+    const size_t arrays = (size_t)c->batch * (sizeof(int64_t) + sizeof(int) + 2 * (sizeof(int) + sizeof(ImageView) + sizeof(uint64_t) + 64)) + 4096;
     for (int i = 0; i < l->nslots; i++)
         arena_open(&l->slot[i].arena, "batch", NULL, l->c.batch_bytes + (size_t)JPEG_MAX_PIXELS * 3 + arrays);
     if (c->cache_bytes) {
@@ -406,6 +413,18 @@ const Batch *loader_next(Loader *l, Error *e) {
     return account(l, s, e) ? &s->batch : NULL;
 }
 
+Batch batch_part(const Batch *b, int batch, int part, int parts) {
+    const int64_t lo = (int64_t)batch * part / parts, hi = (int64_t)batch * (part + 1) / parts;
+    int first = 0, end = 0;
+    for (int i = 0; i < b->n; i++) first += b->place[i] < lo, end += b->place[i] < hi;
+    Batch out = *b;
+    out.n = end - first;
+    out.item += first;
+    out.place += first;
+    out.image_of += first;
+    return out;
+}
+
 const LoaderStats *loader_stats(const Loader *l) { return &l->stats; }
 
 void loader_close(Loader *l) {
@@ -432,6 +451,5 @@ void loader_close(Loader *l) {
 }
 
 int64_t loader_epoch_batches(const Dataset *d, const LoaderConfig *c) {
-    const int64_t per = (int64_t)c->batch * MAX(c->ranks, 1);
-    return (dataset_items(d) + per - 1) / per;
+    return (dataset_items(d) + c->batch - 1) / c->batch;
 }

@@ -5,12 +5,12 @@
 
 typedef struct LoaderConfig {
     uint64_t seed;
-    int batch;              /* items per batch of this rank, >= 1 */
+    int batch;              /* items per batch of all ranks together, >= 1 */
     int workers;            /* decoding threads; 0: the caller's own */
     bool shuffle;           /* false: every epoch in the order of the file */
     int64_t first_batch;    /* where to begin: resuming costs nothing */
     int64_t passes;         /* stop after so many epochs, the last batch may be short; 0: endless */
-    int rank, ranks;        /* this rank's share of each global batch of ranks * batch items; ranks 0 means 1 */
+    int rank, ranks;        /* of each batch this rank has the items batch*rank/ranks and on; ranks 0 means 1 */
     int min_side;           /* as jpeg_decode */
     float max_bad_percent;  /* more bad images than this, once 1000 were read or at the end of the last pass, end the run */
     size_t cache_bytes;     /* decoded images kept for the next epochs, first come; 0: none */
@@ -28,6 +28,7 @@ typedef struct Batch {
     int64_t epoch;            /* of its first item */
     int n;
     const int64_t *item;      /* [n] dataset items, in the order of the sequence */
+    const int *place;         /* [n] where in the batch of all ranks */
     int nimages;
     const ImageView *image;   /* [nimages] in the order of first use */
     const uint64_t *image_id; /* [nimages] index into the dataset's image table */
@@ -45,13 +46,15 @@ typedef struct LoaderStats {
 
 typedef struct Loader Loader;
 
-/* Batch b holds items b*batch .. b*batch + batch - 1 of the endless sequence of epochs (with ranks, of this rank's
- * share). Each epoch is a permutation of the dataset that is a pure function of (seed, epoch): any number of
+/* Batch b holds items b*batch .. b*batch + batch - 1 of the endless sequence of epochs (with ranks, of these this rank's
+ * share: the order is the same for any number of ranks). Each epoch is a permutation of the dataset that is a pure function of (seed, epoch): any number of
  * workers gives the same batches. d is borrowed until loader_close. */
 Loader *loader_open(const Dataset *d, const LoaderConfig *c, Error *e);
 /* The next batch, valid until the next call. NULL at the end of the last pass (e untouched), or with a sentence in e when
  * too many images are bad. */
 const Batch *loader_next(Loader *l, Error *e);
+/* The items of b whose place is part/parts to (part + 1)/parts of a batch of `batch`; its images are those of b. */
+Batch batch_part(const Batch *b, int batch, int part, int parts);
 const LoaderStats *loader_stats(const Loader *l);
 /* The causes for which images could not be used: "2 truncated, 1 too large"; empty when all could. */
 void loader_causes(const LoaderStats *t, char *out, size_t size);

@@ -66,7 +66,9 @@ void die(Status s, const char *fmt, ...) {
     exit(s);
 }
 
-static int nwarnings;
+static int nwarnings, my_rank;
+
+void log_rank(int rank) { my_rank = rank; }
 
 static void say(const char *head, const char *fmt, va_list ap) {
     char line[2048];
@@ -77,6 +79,7 @@ static void say(const char *head, const char *fmt, va_list ap) {
 
 void info(const char *fmt, ...) {
     va_list ap;
+    if (my_rank) return;
     va_start(ap, fmt);
     say("", fmt, ap);
     va_end(ap);
@@ -85,8 +88,10 @@ void info(const char *fmt, ...) {
 void warn(const char *fmt, ...) {
     __atomic_add_fetch(&nwarnings, 1, __ATOMIC_RELAXED);
     va_list ap;
+    char head[40] = "warning: ";
+    if (my_rank) snprintf(head, sizeof head, "rank %d: warning: ", my_rank);
     va_start(ap, fmt);
-    say("warning: ", fmt, ap);
+    say(head, fmt, ap);
     va_end(ap);
 }
 

@@ -49,6 +49,8 @@ _Noreturn void die(Status s, const char *fmt, ...) __attribute__((format(printf,
 void info(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 int warn_count(void);
+/* This process is rank `rank` of several: only rank 0 informs, the warnings of others begin with their number. */
+void log_rank(int rank);
 
 double now_s(void); /* seconds, monotonic */
 

@@ -62,6 +62,13 @@ bool ckpt_latest(const char *out, char *path, size_t size, int64_t *step) {
     return *step >= 0;
 }
 
+bool ckpt_agree(Comm *c, const char *out, char *path, size_t size, int64_t *step) {
+    if (c->rank || !ckpt_latest(out, path, size, step)) *step = -1;
+    comm_broadcast(c, "checkpoint to resume", step, sizeof *step);
+    if (c->rank && *step >= 0) snprintf(path, size, "%s/checkpoint-%06" PRId64, out, *step);
+    return *step >= 0;
+}
+
 /* Removes the oldest checkpoints until `keep` are left. */
 static void prune(const char *out, int keep) {
     for (;;) {
@@ -113,6 +120,7 @@ static bool save_parts(const char *dir, int64_t step, const CkptPart *part, int 
 bool ckpt_save(const char *out, int64_t step, const CkptPart *part, int n, const CkptFile *file, const char *config,
                int keep, Error *e) {
     char tmp[PATH_MAX], final[PATH_MAX];
+    if (comm_world()->rank) return true;
     snprintf(tmp, sizeof tmp, "%s/tmp-checkpoint.%d", out, (int)getpid());
     snprintf(final, sizeof final, "%s/checkpoint-%06" PRId64, out, step);
     remove_unfinished(out);

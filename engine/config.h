@@ -17,7 +17,14 @@
     INT(log_every, 50, 1, 1000000, "steps between two lines of metrics")                                     \
     CHOICE(device, "cpu", "auto|cpu|cuda", "where networks compute; auto: on a graphics card when there is one") \
     INT(card, 0, 0, 15, "number of the graphics card")                                                       \
-    INT(device_mb, 0, 0, 10000000, "graphics card: most memory for one update's activations, megabytes; 0: all there is")
+    INT(device_mb, 0, 0, 10000000, "graphics card: most memory for one update's activations, megabytes; 0: all there is") \
+    CHOICE(launcher, "auto", "auto|none|mpirun|srun|env", "who started the ranks; auto: whose variables are there") \
+    CHOICE(comm, "auto", "auto|tcp|mpi|nccl", "what carries gradients between ranks")                        \
+    FLOAT(comm_timeout_s, 10, 1, 86400, "a rank that is dead or silent ends all others within this time")    \
+    FLOAT(bucket_mb, 4, 0.001, 4096, "gradients are summed over ranks in pieces of about this size")         \
+    BOOL(shard_optimizer, false, "each rank keeps its share of AdamW's moments (ZeRO-1)")                    \
+    BOOL(reproducible, false, "the same bits for any number of ranks that divides run.parts")                \
+    INT(parts, 4, 1, 1024, "reproducible: parts of each batch, whose gradients are added as a fixed tree")
 
 #define DATA_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                         \
     TEXT(kind, "gqa", "kind of dataset")                                                                     \
@@ -136,6 +143,8 @@
     X(trace, TRACE_OPTIONS)
 
 /* The choices in the order of their rows. */
+enum { LAUNCH_AUTO, LAUNCH_NONE, LAUNCH_MPIRUN, LAUNCH_SRUN, LAUNCH_ENV };
+enum { COMM_AUTO, COMM_TCP, COMM_MPI, COMM_NCCL };
 enum { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
 enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA };
 enum { STEER_STUDENT, STEER_TEACHER };

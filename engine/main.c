@@ -4,6 +4,7 @@
  */
 #include <unistd.h>
 
+#include "engine/comm.h"
 #include "engine/verbs/verbs.h"
 
 #define VERSION "0.1.0"
@@ -18,8 +19,8 @@ static void usage(FILE *f) {
             VERSION);
     for (int i = 0; i < COUNT_OF(verbs); i++) fprintf(f, "  %-9s %s\n", verbs[i]->name, verbs[i]->summary);
     fprintf(f, "\n`vpdistill <verb> --help` tells a verb's options.\n"
-               "exit status: 0 done, 1 failure, 2 usage, 3 configuration, 4 data, 5 model file, 6 memory, 8 "
-               "disk, 9 not a number\n");
+               "exit status: 0 done, 1 failure, 2 usage, 3 configuration, 4 data, 5 model file, 6 memory, 7 "
+               "another rank, 8 disk, 9 not a number\n");
 }
 
 static Status verb_help(const Verb *v) {
@@ -94,8 +95,11 @@ int main(int argc, char **argv) {
             a.word[a.nwords++] = argv[i];
     }
     a.configured = yaml || nset;
-    Status s = config_load(&a.cfg, yaml, set, nset, &e) ? v->run(&a, &e) : FAIL_CONFIG;
-    if (s && *e.text) fprintf(stderr, "vpdistill %s: %s\n", v->name, e.text);
+    Status s = config_load(&a.cfg, yaml, set, nset, &e) ? OK_STATUS : FAIL_CONFIG;
+    if (!s && v->ranks && !comm_open(&a.cfg, &e)) s = e.status;
+    if (!s) s = v->run(&a, &e);
+    if (!s) comm_close();
+    if (s && *e.text && !comm_fail(s, e.text)) fprintf(stderr, "vpdistill %s: %s\n", v->name, e.text);
     if (!s && warn_count()) fprintf(stderr, "%d warnings\n", warn_count());
     free(set);
     free(a.word);

@@ -51,7 +51,7 @@ Tensor *op_linear(Ctx *c, Tensor *x, Tensor *w, Tensor *b) {
     y->name = w->name;
     K->gemm(S, x->dtype, x->dtype, y->data, N, x->data, Kd, w->data, Kd, b ? b->data : NULL, false, true,
             rows, N, Kd, 0);
-    if (taped(c, x) || taped(c, w) || taped(c, b))
+    if (taped(c, x) | taped(c, w) | taped(c, b))
         tape_push(c, linear_backward, SAVE(c, Linear, y, x, w, b), y);
     return y;
 }
@@ -94,7 +94,7 @@ Tensor *op_add(Ctx *c, Tensor *a, Tensor *b) {
     CHECK(numel(a) == numel(b), "add: %" PRId64 " and %" PRId64 " values", numel(a), numel(b));
     Tensor *y = tensor_like(c, a);
     K->add_fwd(S, a->dtype, y->data, a->data, b->data, numel(a));
-    if (taped(c, a) || taped(c, b)) tape_push(c, add_backward, SAVE(c, Binary, y, a, b), y);
+    if (taped(c, a) | taped(c, b)) tape_push(c, add_backward, SAVE(c, Binary, y, a, b), y);
     return y;
 }
 
@@ -108,7 +108,7 @@ Tensor *op_mul(Ctx *c, Tensor *a, Tensor *b) {
     CHECK(same_shape(a, b), "mul: %" PRId64 " and %" PRId64 " values", numel(a), numel(b));
     Tensor *y = tensor_like(c, a);
     K->mul_fwd(S, a->dtype, y->data, a->data, b->data, numel(a));
-    if (taped(c, a) || taped(c, b)) tape_push(c, mul_backward, SAVE(c, Binary, y, a, b), y);
+    if (taped(c, a) | taped(c, b)) tape_push(c, mul_backward, SAVE(c, Binary, y, a, b), y);
     return y;
 }
 
@@ -125,7 +125,7 @@ Tensor *op_add_rows(Ctx *c, Tensor *x, Tensor *p) {
     CHECK(rows * n == numel(x), "add_rows: %" PRId64 " values do not repeat %" PRId64, numel(x), n);
     Tensor *y = tensor_like(c, x);
     K->add_rows_fwd(S, x->dtype, y->data, x->data, p->data, rows, n);
-    if (taped(c, x) || taped(c, p)) tape_push(c, add_rows_backward, SAVE(c, Binary, y, x, p), y);
+    if (taped(c, x) | taped(c, p)) tape_push(c, add_rows_backward, SAVE(c, Binary, y, x, p), y);
     return y;
 }
 
@@ -140,7 +140,7 @@ Tensor *op_mul_tokens(Ctx *c, Tensor *x, Tensor *g) {
           "mul_tokens: %" PRId64 " values by %" PRId64, numel(x), numel(g));
     Tensor *y = tensor_like(c, x);
     K->mul_tokens_fwd(S, x->dtype, y->data, x->data, g->data, x->shape[0], x->shape[1], x->shape[2]);
-    if (taped(c, x) || taped(c, g)) tape_push(c, mul_tokens_backward, SAVE(c, Binary, y, x, g), y);
+    if (taped(c, x) | taped(c, g)) tape_push(c, mul_tokens_backward, SAVE(c, Binary, y, x, g), y);
     return y;
 }
 
@@ -188,7 +188,7 @@ Tensor *op_layernorm(Ctx *c, Tensor *x, Tensor *gamma, Tensor *beta, float eps) 
     y->name = gamma->name;
     float *mean = arena_alloc(c->step, (size_t)rows * 4), *rstd = arena_alloc(c->step, (size_t)rows * 4);
     K->layernorm_fwd(S, x->dtype, y->data, mean, rstd, x->data, gamma->data, beta->data, eps, rows, C);
-    if (taped(c, x) || taped(c, gamma))
+    if (taped(c, x) | taped(c, gamma) | taped(c, beta))
         tape_push(c, layernorm_backward, SAVE(c, Norm, y, x, gamma, beta, mean, rstd, eps), y);
     return y;
 }
@@ -262,7 +262,7 @@ static Tensor *attention(Ctx *c, Tensor *q, Tensor *kv, int64_t C, int H, const 
     float *lse = arena_alloc(c->step, (size_t)(q->shape[0] * H * q->shape[1]) * 4);
     Attention *a = SAVE(c, Attention, y, q, kv, lse, mask, causal, H);
     attention_run(c, a, false);
-    if (taped(c, q) || taped(c, kv)) tape_push(c, attention_backward, a, y);
+    if (taped(c, q) | taped(c, kv)) tape_push(c, attention_backward, a, y);
     return y;
 }
 
@@ -456,7 +456,7 @@ Tensor *op_pair_scores(Ctx *c, Tensor *f, Tensor *q, const int32_t *img, const i
     Tensor *y = TENSOR(c, f->dtype, n, f->shape[1]);
     const int32_t *dimg = ctx_upload(c, img, (size_t)n * 4), *dtxt = ctx_upload(c, txt, (size_t)n * 4);
     K->pair_scores_fwd(S, f->dtype, y->data, f->data, q->data, dimg, dtxt, n, f->shape[1], last_dim(f));
-    if (taped(c, f) || taped(c, q))
+    if (taped(c, f) | taped(c, q))
         tape_push(c, pair_backward, SAVE(c, Rows, .y = y, .x = f, .x2 = q, .idx = dimg, .idx2 = dtxt, .n = n),
                   y);
     return y;

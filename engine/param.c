@@ -117,6 +117,19 @@ void params_alloc(ParamSet *ps, Device *dev, bool trained) {
 
 void params_zero_grad(ParamSet *ps) { ps->dev->zero(ps->dev, ps->grad, (size_t)ps->total * sizeof(float)); }
 
+void params_grad_at(ParamSet *ps, float *grad) {
+    for (int64_t i = 0; i < ps->nviews; i++) ps->view[i].t->param_grad = grad + ps->view[i].at;
+}
+
+uint64_t params_hash(const ParamSet *ps) {
+    const size_t bytes = (size_t)ps->total * sizeof(float);
+    float *host = xcalloc((size_t)ps->total + 1, sizeof *host);
+    ps->dev->download(ps->dev, host, ps->value, bytes);
+    uint64_t h = hash_bytes(host, bytes, (uint64_t)ps->step);
+    free(host);
+    return h;
+}
+
 /* Two normal values from one Philox block (Box & Muller 1958). */
 static void normal_pair(uint64_t seed, uint64_t index, float out[2]) {
     uint32_t r[4];

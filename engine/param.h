@@ -78,6 +78,10 @@ bool params_save(const ParamSet *ps, const char *path, Error *e);
 bool params_save_moments(const ParamSet *ps, const char *path, Error *e);
 bool params_load_moments(ParamSet *ps, const char *path, Error *e);
 void params_zero_grad(ParamSet *ps);
+/* Gradients are added to `grad` (total values) from now on. ps->grad stays what the optimizer reads. */
+void params_grad_at(ParamSet *ps, float *grad);
+/* Of all values, to be compared between ranks. */
+uint64_t params_hash(const ParamSet *ps);
 /* Multiplies initial values: for a module's init. */
 void param_scale(ParamSet *ps, Tensor *t, float factor);
 Param *param_find(const ParamSet *ps, const char *name);

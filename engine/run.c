@@ -10,16 +10,18 @@ void run_use_device(Device *d) { preset = d; }
 
 /* The device that the configuration asks for. The CPU's threads are set in any case: it always has work of its own. */
 static Device *open_device(const Config *cfg, Error *e) {
-    Device *cpu = device_cpu(cfg->run.threads), *cuda = NULL;
+    const Comm *comm = comm_world();
+    const int card = cfg->run.card + comm->local_rank; /* each rank of a host has one */
+    Device *cpu = device_cpu(comm_threads(comm, cfg->run.threads)), *cuda = NULL;
     if (preset) return preset;
-    if (cfg->run.device == DEVICE_AUTO && device_cuda_count(NULL)) cuda = device_cuda(cfg->run.card, NULL);
-    if (cfg->run.device == DEVICE_CUDA && !(cuda = device_cuda(cfg->run.card, e))) return NULL;
+    if (cfg->run.device == DEVICE_AUTO && device_cuda_count(NULL)) cuda = device_cuda(card, NULL);
+    if (cfg->run.device == DEVICE_CUDA && !(cuda = device_cuda(card, e))) return NULL;
     return cuda ? cuda : cpu;
 }
 
 bool run_open(Run *r, const Config *cfg, Error *e) {
-    *r = (Run){.cfg = cfg, .dev = open_device(cfg, e)};
-    if (!r->dev) return false;
+    *r = (Run){.cfg = cfg, .comm = comm_world(), .dev = open_device(cfg, e)};
+    if (!r->dev || !comm_use_device(r->comm, r->dev, cfg, e)) return false;
     size_t available, device_bytes;
     r->dev->memory(r->dev, &available, &device_bytes);
     if (cfg->run.device_mb && !r->dev->reserves) device_bytes = MIN(device_bytes, (size_t)cfg->run.device_mb << 20);
@@ -43,6 +45,8 @@ void run_begin(Run *r, int64_t update, bool training) {
     r->ctx.seed = hash_bytes(&update, sizeof update, (uint64_t)r->cfg->run.seed);
     r->ctx.rng_offset = 0;
 }
+
+void run_part(Run *r, int part) { r->ctx.rng_offset = (uint64_t)part << 36; }
 
 static bool is_finite(const Run *r, const Tensor *x) {
     double squares;

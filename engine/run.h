@@ -1,12 +1,13 @@
 /* run.h -- what every verb that computes sets up: configuration, device, arenas, context. */
 #pragma once
-#include "engine/config.h"
+#include "engine/comm.h"
 #include "engine/optim.h"
 #include "engine/tape.h"
 
 typedef struct Run {
     const Config *cfg;
     Device *dev;
+    Comm *comm;
     Arena step, host; /* reset at each update */
     Tape tape;
     Ctx ctx;
@@ -19,6 +20,8 @@ void run_close(Run *r);
 void run_use_device(Device *d);
 /* A new update: empties the arenas; training puts the tape on. Dropout's numbers follow from (seed, update). */
 void run_begin(Run *r, int64_t update, bool training);
+/* What follows is the update's part `part` (over ranks and forward passes): its dropout draws numbers of its own. */
+void run_part(Run *r, int part);
 /* Fails (FAIL_NUMERIC) because update `step` gave this loss, and names the first tensor that is not finite: a parameter of the
  * `n` sets, else the first output on the tape, by its layer. To be called while the tape is there: before the backward pass. */
 bool run_not_finite(Run *r, ParamSet *const *set, int n, int64_t step, double loss, Error *e);

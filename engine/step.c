@@ -12,6 +12,13 @@
 
 /* ---- the step ------------------------------------------------------------------------------------- */
 
+int distiller_images(const Config *cfg) {
+    return MAX(1, cfg->distill.programs / MIN(cfg->distill.per_image, cfg->distill.programs));
+}
+
+/* Images of the replay set in one step. */
+static int replay_images(const Config *cfg) { return MAX(1, cfg->distill.replay_batch / cfg->train.per_image); }
+
 /* The jobs of a batch, one per program. */
 typedef struct Jobs {
     int n;
@@ -51,29 +58,139 @@ static Jobs make_jobs(Distiller *d, const Batch *b, int64_t step) {
     return j;
 }
 
+/* A share of the batch with a tape of its own: all of this rank's, unless run.reproducible cuts it into parts (reduce.h). */
+typedef struct Part {
+    Tape tape;
+    Jobs j;
+    Labelling l;
+    Ask *replay[2]; /* VQA, LOC: calls of the retain term */
+    int nreplay[2];
+} Part;
+
+/* Everything of part k until the losses: programs in waves, labels. The students' outputs stay on the part's tape, the
+ * teacher answers beside them. */
+static void run_programs(Distiller *d, int64_t step, const Batch *whole, int k, Part *p) {
+    Arena *a = &d->run.host;
+    const int number = d->reduce.first + k;
+    Batch b = batch_part(whole, distiller_images(d->cfg), number, d->reduce.total);
+    run_part(&d->run, number);
+    if (d->learn) d->run.ctx.tape = &p->tape;
+    if (d->learn) reduce_watch(&d->reduce, &p->tape);
+    module_begin(d->vqa.module); /* parts share nothing: what each computes does not depend on who computes the others */
+    module_begin(d->loc.module);
+    module_begin(d->loc.start);
+    teacher_begin(&d->teacher);
+    p->j = make_jobs(d, &b, step);
+    sched_run(&d->sched[k], &d->run.ctx, p->j.job, p->j.n, a);
+    distill_label(&p->l, &d->sched[k], p->j.job, p->j.gold, d->style, p->j.n, d->vqa.module, d->cfg, a);
+}
+
+/* ---- one batch, whoever runs it ------------------------------------------------------------------- */
+
+/* A question that a part has a target for. */
+typedef struct Claim {
+    uint64_t key;
+    int32_t fixed, part, loc;
+} Claim;
+
+static int by_claim(const void *a, const void *b) {
+    const Claim *x = a, *y = b;
+    if (x->key != y->key) return x->key < y->key ? -1 : 1;
+    return x->fixed != y->fixed ? y->fixed - x->fixed : x->part - y->part;
+}
+
+static uint64_t claim_key(const Question *q) {
+    struct {
+        uint64_t image;
+        Rect rect;
+        uint64_t text;
+    } key = {q->ask.image_id, q->ask.rect, hash_bytes(q->ask.query, strlen(q->ask.query), (uint64_t)q->answerer)};
+    return hash_bytes(&key, sizeof key, 1);
+}
+
+/* The scheduler asks equal questions of one part once. Equal ones of different parts and ranks, too, count once: the target is
+ * that of the first part that the answer has fixed it for, else of the first that kept it, as if one rank had run all.
+ * kept: distinct questions of all ranks. */
+static void settle(Distiller *d, Part *part, int64_t kept[2]) {
+    Arena *a = &d->run.host;
+    const int parts = d->reduce.parts;
+    int64_t n = 0;
+    kept[0] = part->l.kept[0];
+    kept[1] = part->l.kept[1];
+    if (d->reduce.total == 1) return;
+    for (int k = 0; k < parts; k++) n += part[k].l.kept[0] + part[k].l.kept[1];
+    Claim *mine = ARENA_NEW(a, Claim, MAX(n, 1));
+    n = 0;
+    for (int k = 0; k < parts; k++)
+        for (int64_t q = 0; q < d->sched[k].nquestions; q++)
+            if (part[k].l.target[q].kept)
+                mine[n++] = (Claim){claim_key(&d->sched[k].question[q]), part[k].l.target[q].fixed, d->reduce.first + k,
+                                    d->sched[k].question[q].answer.label->is_loc};
+    size_t begin[d->run.comm->size + 1];
+    Claim *all = comm_gather(d->run.comm, "questions kept", mine, (size_t)n * sizeof *mine, a, begin);
+    int64_t total = (int64_t)(begin[d->run.comm->size] / sizeof *all), won = 0;
+    arena_sort(a, all, total, sizeof *all, by_claim);
+    kept[0] = kept[1] = 0;
+    for (int64_t i = 0; i < total; i++) {
+        if (won && all[won - 1].key == all[i].key) continue;
+        all[won++] = all[i];
+        kept[all[i].loc]++;
+    }
+    for (int k = 0; k < parts; k++)
+        for (int64_t q = 0; q < d->sched[k].nquestions; q++) {
+            Target *t = &part[k].l.target[q];
+            if (!t->kept) continue;
+            const uint64_t key = claim_key(&d->sched[k].question[q]);
+            int64_t lo = 0, hi = won;
+            while (hi - lo > 1) *(all[(lo + hi) / 2].key <= key ? &lo : &hi) = (lo + hi) / 2;
+            if (all[lo].part == d->reduce.first + k) continue;
+            t->kept = false;
+            part[k].l.kept[d->sched[k].question[q].answer.label->is_loc]--;
+        }
+}
+
+/* Chooses the calls of the retain terms; n: how many there are on all ranks. */
+static bool choose_replay(Distiller *d, Part *part, int64_t step, int64_t n[2], Error *e) {
+    Student *const student[] = {&d->vqa, &d->loc};
+    const Config *cfg = d->cfg;
+    double count[2] = {0};
+    for (int i = 0; i < 2; i++) {
+        Student *s = student[i];
+        if (!s->replay_loader) continue;
+        const Batch *b = loader_next(s->replay_loader, e);
+        if (!b) return false;
+        for (int k = 0; k < d->reduce.parts; k++) {
+            const TrainItem **item;
+            Batch of_part = batch_part(b, replay_images(cfg), d->reduce.first + k, d->reduce.total);
+            part[k].nreplay[i] = train_asks(&s->replay, &of_part, cfg->train.per_image, (uint64_t)step, &d->run.host,
+                                            &item, &part[k].replay[i]);
+            for (int q = 0; q < part[k].nreplay[i]; q++)
+                part[k].replay[i][q].image_id += UINT64_C(1) << 62; /* another dataset: its ids must not meet the task's */
+            count[i] += part[k].nreplay[i];
+        }
+    }
+    if (d->vqa.replay_loader || d->loc.replay_loader) comm_sum(d->run.comm, "calls of the replay sets", count, 2);
+    for (int i = 0; i < 2; i++) n[i] = (int64_t)count[i];
+    return true;
+}
+
 /* Staying near the starting outputs on the replay set (Li & Hoiem 2016, with data of the old domain). */
-static double retain_loss(Distiller *d, Student *s, int64_t step, Error *e) {
+static double retain_loss(Distiller *d, Student *s, const Ask *ask, int n, int64_t total) {
     const Config *cfg = d->cfg;
     Ctx *c = &d->run.ctx;
-    const Batch *b = loader_next(s->replay_loader, e);
-    if (!b) return NAN;
-    const TrainItem **item;
-    Ask *ask;
-    int n = train_asks(&s->replay, b, cfg->train.per_image, (uint64_t)step, &d->run.host, &item, &ask);
     if (!n) return 0;
-    for (int i = 0; i < n; i++)
-        ask[i].image_id += UINT64_C(1) << 62; /* another dataset: its ids must not meet the task's */
     Outputs was, is;
+    Tape *tape = c->tape;
     c->tape = NULL;
     module_begin(s->start);
     module_forward(s->start, c, ask, n, &was);
-    c->tape = &d->run.tape;
+    c->tape = tape;
     module_forward(s->module, c, ask, n, &is);
     const float *old = to_host(c, was.logits);
     int64_t V = was.logits->shape[1];
     float *w = arena_alloc(&d->run.host, (size_t)n * sizeof *w),
           *p = arena_alloc(&d->run.host, (size_t)(n * V) * sizeof *p);
-    for (int i = 0; i < n; i++) w[i] = (float)(cfg->distill.retain / n);
+    for (int i = 0; i < n; i++) w[i] = (float)(cfg->distill.retain / (double)total);
     if (!was.boxes && !module_multi_label(s->module))
         return loss_value(c, op_kl_loss(c, is.logits, old, w, (float)cfg->distill.temperature));
     for (int64_t i = 0; i < n * V; i++) p[i] = sigmoid(old[i]);
@@ -86,16 +203,60 @@ static double retain_loss(Distiller *d, Student *s, int64_t step, Error *e) {
     return loss + loss_value(c, op_box_loss(c, box, to_host(c, was.boxes), bw, 1, 0, false));
 }
 
-static void count(StepStats *out, const Jobs *j, const Labelling *l, int waves) {
-    out->programs = j->n;
-    for (int i = 0; i < j->n; i++) out->failed += j->job[i].failed;
-    out->right = l->programs_right;
-    out->label_right = l->right;
-    out->waves = waves;
-    memcpy(out->steps, l->steps, sizeof l->steps);
-    memcpy(out->kept, l->kept, sizeof l->kept);
-    memcpy(out->fixed, l->fixed, sizeof l->fixed);
-    memcpy(out->dropped, l->dropped, sizeof l->dropped);
+/* Puts the losses of part k on its tape. kept and replay count over all ranks: N ranks add up to one with the whole batch. */
+static bool put_losses(Distiller *d, int64_t step, int k, Part *p, const int64_t kept[2], const int64_t replay[2],
+                       StepStats *out, Error *e) {
+    Ctx *c = &d->run.ctx;
+    const Sched *s = &d->sched[k];
+    const Labelling *l = &p->l;
+    double vqa = 0, loc = 0, retain = 0;
+    c->tape = &p->tape;
+    if (d->reduce.total > 1) { /* the towers' outputs that the modules remember may be another part's */
+        run_part(&d->run, d->reduce.total + d->reduce.first + k);
+        module_begin(d->vqa.module);
+        module_begin(d->loc.module);
+    }
+    if (l->kept[0]) vqa = distill_sched_loss(c, s, l, d->vqa.module, kept[0], d->cfg);
+    if (l->kept[1]) loc = distill_sched_loss(c, s, l, d->loc.module, kept[1], d->cfg);
+    if (d->vqa.replay_loader) retain += retain_loss(d, &d->vqa, p->replay[0], p->nreplay[0], replay[0]);
+    if (d->loc.replay_loader) retain += retain_loss(d, &d->loc, p->replay[1], p->nreplay[1], replay[1]);
+    out->loss_vqa += vqa;
+    out->loss_loc += loc;
+    out->loss_retain += retain;
+    if (isfinite(vqa + loc + retain)) return true;
+    d->run.tape = p->tape;
+    run_not_finite(&d->run, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, step,
+                   vqa + loc + retain, e);
+    return fail_in(e, "VQA %g, LOC %g, retain %g", vqa, loc, retain);
+}
+
+static void count(StepStats *out, const Part *p, int waves) {
+    const Labelling *l = &p->l;
+    out->programs += p->j.n;
+    for (int i = 0; i < p->j.n; i++) out->failed += p->j.job[i].failed;
+    out->right += l->programs_right;
+    out->label_right += l->right;
+    out->waves += waves;
+    for (int i = 0; i < 2; i++) {
+        out->steps[i] += l->steps[i];
+        out->kept[i] += l->kept[i];
+        out->fixed[i] += l->fixed[i];
+    }
+    for (int i = 0; i < VERDICTS; i++) out->dropped[i] += l->dropped[i];
+}
+
+void step_stats_sum(Comm *c, StepStats *s) {
+    double *losses[] = {&s->loss_vqa, &s->loss_loc, &s->loss_retain}, all[64];
+    int64_t *counts[] = {&s->programs, &s->failed, &s->right, &s->label_right, &s->steps[0], &s->steps[1],
+                         &s->kept[0], &s->kept[1], &s->fixed[0], &s->fixed[1]};
+    int n = 0, m = 0;
+    for (int i = 0; i < COUNT_OF(losses); i++) all[n++] = *losses[i];
+    for (int i = 0; i < COUNT_OF(counts); i++) all[n++] = (double)*counts[i];
+    for (int i = 0; i < VERDICTS; i++) all[n++] = (double)s->dropped[i];
+    comm_sum(c, "sums of the log", all, n);
+    for (int i = 0; i < COUNT_OF(losses); i++) *losses[i] = all[m++];
+    for (int i = 0; i < COUNT_OF(counts); i++) *counts[i] = (int64_t)all[m++];
+    for (int i = 0; i < VERDICTS; i++) s->dropped[i] = (int64_t)all[m++];
 }
 
 static bool update(Student *s, bool learnt, int64_t step, double *norm, Error *e) {
@@ -119,13 +280,13 @@ static bool learn(Distiller *d, int64_t step, bool vqa, bool loc, StepStats *out
 /* ---- the trace ------------------------------------------------------------------------------------ */
 
 /* One line for each module step that the programs took, with the label that was (or would have been) learnt from. */
-static bool write_trace(Distiller *d, int64_t step, const Sample *const *sample, const Labelling *l,
-                        Error *e) {
+static bool write_trace(Distiller *d, int64_t step, const Sched *s, const Part *part, Error *e) {
     enum { TOP = 5 };
     const Module *m = d->vqa.module;
-    for (int64_t i = 0; i < d->sched.nrecords; i++) {
-        const StepRecord *r = &d->sched.record[i];
-        const Question *q = &d->sched.question[r->question];
+    const Labelling *l = &part->l;
+    for (int64_t i = 0; i < s->nrecords; i++) {
+        const StepRecord *r = &s->record[i];
+        const Question *q = &s->question[r->question];
         const Label *b = q->answer.label;
         const Target *t = &l->target[r->question];
         bool kept = l->verdict[i] == KEPT && t->kept;
@@ -158,8 +319,8 @@ static bool write_trace(Distiller *d, int64_t step, const Sample *const *sample,
                           .strict = d->loc.answerer.strict,
                           .kept = kept,
                           .why = kept ? NULL : verdict_names[l->verdict[i]],
-                          .program = sample[r->job]->id,
-                          .question = sample[r->job]->question,
+                          .program = part->j.sample[r->job]->id,
+                          .question = part->j.sample[r->job]->question,
                           .step = r->step};
         if (!trace_step(d->trace, &line, e)) return false;
     }
@@ -168,39 +329,47 @@ static bool write_trace(Distiller *d, int64_t step, const Sample *const *sample,
 
 bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error *e) {
     Ctx *c = &d->run.ctx;
-    Arena *a = &d->run.host;
+    Reduce *r = &d->reduce;
     *out = (StepStats){0};
     run_begin(&d->run, step, d->learn);
-    module_begin(d->vqa.module);
-    module_begin(d->loc.module);
-    module_begin(d->loc.start);
-    teacher_begin(&d->teacher);
+    comm_step(d->run.comm, step);
 
-    /* Every program of the batch, in waves. The students' outputs stay on the tape; the teacher answers beside them. */
-    Jobs j = make_jobs(d, b, step);
-    sched_run(&d->sched, c, j.job, j.n, a);
-
-    /* Which labels hold, given the program and the task's answer. */
-    Labelling l;
-    distill_label(&l, &d->sched, j.job, j.gold, d->style, j.n, d->vqa.module, d->cfg, a);
-    if (d->trace && !write_trace(d, step, j.sample, &l, e)) return false;
-
-    count(out, &j, &l, d->sched.waves);
+    /* Every program of the batch, and which labels hold, given the program and the task's answer. */
+    Part *part = ARENA_NEW(&d->run.host, Part, r->parts);
+    for (int k = 0; k < r->parts; k++) {
+        run_programs(d, step, b, k, &part[k]);
+        if (d->trace && !write_trace(d, step, &d->sched[k], &part[k], e)) return false;
+    }
+    int64_t kept[2], replay[2];
+    if (d->learn) settle(d, part, kept);
+    for (int k = 0; k < r->parts; k++) count(out, &part[k], d->sched[k].waves);
     if (!d->learn) return true;
 
     /* The losses, divided by what was kept. */
-    if (l.kept[0]) out->loss_vqa = distill_sched_loss(c, &d->sched, &l, d->vqa.module, l.kept[0], d->cfg);
-    if (l.kept[1]) out->loss_loc = distill_sched_loss(c, &d->sched, &l, d->loc.module, l.kept[1], d->cfg);
-    if (d->vqa.replay_loader) out->loss_retain += retain_loss(d, &d->vqa, step, e);
-    if (d->loc.replay_loader) out->loss_retain += retain_loss(d, &d->loc, step, e);
+    if (!choose_replay(d, part, step, replay, e)) return false;
+    for (int k = 0; k < r->parts; k++)
+        if (!put_losses(d, step, k, &part[k], kept, replay, out, e)) return false;
+
     replay_begin(&d->replay, b->index);
-    for (int64_t q = 0; q < d->sched.nquestions; q++)
-        if (l.target[q].kept) replay_keep(&d->replay, b->index, &d->sched.question[q].ask, &l.target[q].lesson);
+    for (int64_t q = 0; q < d->sched->nquestions; q++)
+        if (part->l.target[q].kept) replay_keep(&d->replay, b->index, &d->sched->question[q].ask, &part->l.target[q].lesson);
     for (const OtherAsk *o = d->teacher.other; o; o = o->next) {
-        Lesson lesson = distill_loc_lesson(o->label, o->ask.rect, a);
+        Lesson lesson = distill_loc_lesson(o->label, o->ask.rect, &d->run.host);
         replay_keep(&d->replay, b->index, &o->ask, &lesson);
     }
-    return learn(d, step, l.kept[0] || d->vqa.replay_loader, l.kept[1] || d->loc.replay_loader, out, e);
+
+    /* Backward; the gradients of all ranks are added up meanwhile. A module that nobody called gets no update. */
+    const bool learnt[] = {kept[0] || d->vqa.replay_loader, kept[1] || d->loc.replay_loader};
+    reduce_begin(r);
+    for (int k = 0; k < r->parts; k++) {
+        c->tape = &part[k].tape;
+        reduce_part(r, k);
+        if (k == r->parts - 1) reduce_last(r, learnt);
+        tape_backward(c);
+    }
+    reduce_end(r);
+    return update(&d->vqa, learnt[0], step, &out->norm_vqa, e) &&
+           update(&d->loc, learnt[1], step, &out->norm_loc, e);
 }
 
 /* ---- once more ------------------------------------------------------------------------------------ */
@@ -260,8 +429,10 @@ static bool student_open(Distiller *d, Student *s, const char *step, const char 
     if (!retain) return true;
     DatasetConfig dc = {.type = "steps", .dir = cfg->distill.replay_dir, .split = "train", .max_bad = 100};
     LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed,
-                       .batch = MAX(1, cfg->distill.replay_batch / cfg->train.per_image),
+                       .batch = replay_images(cfg),
                        .shuffle = true,
+                       .rank = comm_world()->rank,
+                       .ranks = comm_world()->size,
                        .max_bad_percent = (float)cfg->data.max_bad_percent,
                        .batch_bytes = (size_t)256 << 20};
     return trainset_open(&s->replay, &dc, s->module, e) &&
@@ -313,6 +484,10 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
     if (!programs_parse(&d->data, nlvr ? &dialect_nlvr : &dialect_gqa, &d->program, &d->programs, &bad))
         return fail_as(e, FAIL_DATA, "%s: none of its %" PRId64 " questions has a program that parses",
                        cfg->data.dir, d->data.nsamples);
+    if (cfg->distill.reuse && (d->run.comm->size > 1 || cfg->run.reproducible))
+        return fail_as(e, FAIL_CONFIG,
+                       "distill.reuse is %d: lessons are kept by one rank and in no fixed parts; several ranks and "
+                       "run.reproducible ask for distill.reuse=0", cfg->distill.reuse);
     image_groups_open(&d->by_image, &d->data);
     d->per_image = MIN(cfg->distill.per_image, cfg->distill.programs);
     d->teacher.others = cfg->distill.reuse ? cfg->distill.loc_others : 0;
@@ -322,14 +497,18 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
     guided_answerer(&d->loc.guided, &d->loc.answerer, d->loc.start, &d->teacher, cfg->distill.steer == STEER_TEACHER);
     d->answerer[0] = &d->vqa.guided.base;
     d->answerer[1] = &d->loc.guided.base;
-    sched_open(&d->sched, d->answerer, 2);
+    reduce_open(&d->reduce, d->run.comm, cfg, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2);
+    d->sched = xcalloc((size_t)d->reduce.parts, sizeof *d->sched);
+    for (int k = 0; k < d->reduce.parts; k++) sched_open(&d->sched[k], d->answerer, 2);
     replay_open(&d->replay, cfg->distill.reuse, cfg->distill.lag, d->vqa.module->nlabels, cfg->distill.programs);
     return true;
 }
 
 void distiller_close(Distiller *d) {
     replay_close(&d->replay);
-    sched_close(&d->sched);
+    for (int k = 0; k < d->reduce.parts && d->sched; k++) sched_close(&d->sched[k]);
+    free(d->sched);
+    reduce_close(&d->reduce);
     student_close(&d->vqa);
     student_close(&d->loc);
     if (d->teacher.vqa) teacher_close(&d->teacher);

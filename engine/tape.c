@@ -9,6 +9,19 @@ void tape_push(Ctx *c, BackwardFn *backward, void *saved, Tensor *out) {
     if (out) out->needs_grad = true;
 }
 
+/* The node lies just before the first one that uses p, so in reverse it comes when p's gradient is final. */
+static void watched_backward(Ctx *c, void *saved) {
+    Tensor *p = saved;
+    p->watched = false;
+    if (c->tape->watch) c->tape->watch->final(c->tape->watch->arg, p);
+}
+
+void tape_watch(Ctx *c, Tensor *p) {
+    p->watched = true;
+    c->tape->watch->used(c->tape->watch->arg, p);
+    tape_push(c, watched_backward, p, NULL);
+}
+
 /* Buffers of equal size are reused: the gradients of one block fit those of the next, and stay in cache. */
 static GradBuf *buffer_get(Ctx *c, size_t bytes) {
     for (GradBuf **p = &c->tape->free; *p; p = &(*p)->next_free)
@@ -46,7 +59,10 @@ void *grad_of(Tensor *y) { return y->grad ? y->grad->data : NULL; }
 void *grad_write(Ctx *c, Tensor *x, bool *fresh) {
     *fresh = false;
     if (!x || !x->needs_grad) return NULL;
-    if (x->param_grad) return x->param_grad;
+    if (x->param_grad) {
+        CHECK(!c->tape->watch || x->watched, "the gradient of %s is written after it was final", x->name);
+        return x->param_grad;
+    }
     if (!x->grad) {
         x->grad = buffer_get(c, tensor_bytes(x));
         *fresh = true;

@@ -17,14 +17,28 @@ typedef struct TapeNode {
     struct TapeNode *prev;
 } TapeNode;
 
+/* Who wants to know when parameters' gradients are final: told of a parameter at its first use of the forward pass, and when
+ * the backward pass has left that use behind. */
+typedef struct TapeWatch {
+    void (*used)(void *arg, const Tensor *p), (*final)(void *arg, const Tensor *p);
+    void *arg;
+} TapeWatch;
+
 struct Tape {
     TapeNode *last;
     GradBuf *free;
     int64_t nodes;
+    const TapeWatch *watch; /* NULL: nobody */
 };
 
-/* Whether an op on these inputs has to push a node. */
-static inline bool taped(const Ctx *c, const Tensor *x) { return c->tape && x && x->needs_grad; }
+void tape_watch(Ctx *c, Tensor *p);
+/* Whether an op on this input has to push a node. Ops ask for every input (so `|`, not `||`): a parameter is then known to
+ * be used here. */
+static inline bool taped(Ctx *c, Tensor *x) {
+    if (!c->tape || !x || !x->needs_grad) return false;
+    if (c->tape->watch && x->param_grad && !x->watched) tape_watch(c, x);
+    return true;
+}
 void tape_push(Ctx *c, BackwardFn *backward, void *saved, Tensor *out);
 /* Runs the tape in reverse and empties it. Parameter gradients are added to. */
 void tape_backward(Ctx *c);

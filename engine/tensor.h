@@ -19,6 +19,7 @@ typedef struct Tensor {
     bool needs_grad;   /* a parameter that is trained, or computed from one while a tape runs */
     float *param_grad; /* parameters: their place in the flat gradient buffer, always f32; else NULL */
     GradBuf *grad;     /* others: NULL until the backward pass reaches them */
+    bool watched;      /* parameters: the tape holds a node that will tell when their gradient is final */
     const char *name;  /* parameters: their checkpoint name; outputs of linears and norms: their weight's; else NULL */
 } Tensor;
 

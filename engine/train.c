@@ -10,6 +10,7 @@
 
 #include "data/augment.h"
 #include "engine/ckpt.h"
+#include "engine/reduce.h"
 #include "modules/answer.h"
 
 /* ---- the set -------------------------------------------------------------------------------------- */
@@ -295,6 +296,8 @@ static bool source_open(Source *s, const Config *cfg, const DatasetConfig *dc, c
                        .batch = MAX(1, cfg->train.batch / cfg->train.per_image),
                        .workers = cfg->data.workers,
                        .shuffle = true,
+                       .rank = comm_world()->rank,
+                       .ranks = comm_world()->size,
                        .first_batch = updates * cfg->train.accumulate,
                        .max_bad_percent = (float)cfg->data.max_bad_percent,
                        .cache_bytes = (size_t)cfg->data.cache_mb << 20,
@@ -332,6 +335,12 @@ typedef struct Log {
 static void log_line(Log *g, const Config *cfg, const Module *m, int64_t done, double norm, float lr,
                      double wait) {
     double s = now_s() - g->since;
+    double all[] = {g->loss, g->parts[0], g->parts[1], g->parts[2], (double)g->seen, (double)g->right};
+    comm_sum(comm_world(), "sums of the log", all, COUNT_OF(all)); /* each rank has its examples' share of a loss */
+    g->loss = all[0];
+    for (int i = 0; i < 3; i++) g->parts[i] = all[1 + i];
+    g->seen = (int64_t)all[4];
+    g->right = (int64_t)all[5];
     char right[96] = "";
     double n = (double)g->steps;
     if (m->nlabels)
@@ -345,35 +354,48 @@ static void log_line(Log *g, const Config *cfg, const Module *m, int64_t done, d
     *g = (Log){.since = now_s(), .wait = wait};
 }
 
-static bool train_loop(Run *r, Module *m, Source *source, TrainSet *val, const CkptPart *part,
-                       const char *config_text, int64_t start, Error *e) {
+static bool train_loop(Run *r, Reduce *reduce, Module *m, Source *source, TrainSet *val,
+                       const CkptPart *part, const char *config_text, int64_t start, Error *e) {
     const Config *cfg = r->cfg;
     OptimConfig oc = run_optim(cfg, cfg->train.lr, cfg->train.steps);
-    int per = cfg->train.per_image, acc = cfg->train.accumulate,
-        total = MAX(1, cfg->train.batch / per) * per * acc;
+    int per = cfg->train.per_image, acc = cfg->train.accumulate, images = MAX(1, cfg->train.batch / per),
+        total = images * per * acc;
     Log g = {.since = now_s()};
     double norm = 0;
     for (int64_t step = start; step < cfg->train.steps; step++) {
         Source *s = &source[mixed_before(cfg, step + 1) > mixed_before(cfg, step)];
         run_begin(r, step, true);
+        comm_step(r->comm, step);
+        reduce_begin(reduce);
         for (int a = 0; a < acc; a++) {
             const Batch *b = loader_next(s->loader, e);
             if (!b) return false;
-            int k, right;
-            size_t mark_step = arena_mark(&r->step), mark_host = arena_mark(&r->host);
+            size_t mark_batch = arena_mark(&r->host);
             uint64_t seed = r->ctx.seed + (uint64_t)a;
             Batch changed = s->augment > 0 || s->ground > 0 ? augmented(b, s->augment, s->ground, seed, &r->host) : *b;
-            double parts[3] = {0},
-                   loss = train_forward(r, m, &s->set, &changed, per, seed, total, &right, &k, parts);
-            for (int i = 0; i < 3; i++) g.parts[i] += parts[i];
-            if (!isfinite(loss)) return run_not_finite(r, (ParamSet *[]){&m->params}, 1, step, loss, e);
-            tape_backward(&r->ctx);
-            arena_reset(&r->step, mark_step);
-            arena_reset(&r->host, mark_host);
-            g.loss += loss;
-            g.right += right;
-            g.seen += k;
+            for (int p = 0; p < reduce->parts; p++) {
+                int k, right, number = reduce->first + p;
+                bool last = a == acc - 1 && p == reduce->parts - 1;
+                size_t mark_step = arena_mark(&r->step), mark_host = arena_mark(&r->host);
+                Batch part = batch_part(&changed, images, number, reduce->total);
+                run_part(r, a * reduce->total + number);
+                reduce_part(reduce, p);
+                if (last) reduce_watch(reduce, &r->tape);
+                double parts[3] = {0},
+                       loss = train_forward(r, m, &s->set, &part, per, seed, total, &right, &k, parts);
+                for (int i = 0; i < 3; i++) g.parts[i] += parts[i];
+                if (!isfinite(loss)) return run_not_finite(r, (ParamSet *[]){&m->params}, 1, step, loss, e);
+                if (last) reduce_last(reduce, NULL);
+                tape_backward(&r->ctx);
+                arena_reset(&r->step, mark_step);
+                arena_reset(&r->host, mark_host);
+                g.loss += loss;
+                g.right += right;
+                g.seen += k;
+            }
+            arena_reset(&r->host, mark_batch);
         }
+        reduce_end(reduce);
         g.steps++;
         if (!optim_step(&m->params, &oc, step, &norm, e)) return false;
         int64_t done = step + 1;
@@ -381,7 +403,7 @@ static bool train_loop(Run *r, Module *m, Source *source, TrainSet *val, const C
         if (done % cfg->run.log_every == 0 || last)
             log_line(&g, cfg, m, done, norm, oc.lr * schedule_factor(&oc, step),
                      loader_stats(source[0].loader)->wait_s);
-        if (val && (done % cfg->train.eval_every == 0 || last)) {
+        if (val && !r->comm->rank && (done % cfg->train.eval_every == 0 || last)) {
             double score;
             if (!train_eval(r, m, val, 512, &score, e)) return false;
             info("step %" PRId64 "  %s %s %.2f", done, cfg->data.val_split, m->nlabels ? "accuracy" : "AP50",
@@ -413,6 +435,7 @@ bool train_run(const Config *cfg, Error *e) {
     if (!*folder)
         return fail_as(e, FAIL_CONFIG, "train: model.%s is empty; name the model folder to train", what);
     Run r;
+    Reduce reduce = {0};
     if (!run_open(&r, cfg, e)) return false;
     bool ok = false;
     Source source[2] = {0};
@@ -438,16 +461,18 @@ bool train_run(const Config *cfg, Error *e) {
     bool has_val = cfg->train.eval_every && *cfg->data.val_split, mixed = cfg->data.mix_share > 0;
     Module *m =
         module_open(folder, r.dev, MODULE_TRAINED, !cfg->train.from_scratch, (uint64_t)cfg->run.seed, e);
-    if (!m || !make_dirs(cfg->run.out, e)) goto done;
+    if (!m || (!r.comm->rank && !make_dirs(cfg->run.out, e))) goto done;
     CkptPart part = {what, m};
     int64_t start = 0;
-    if (cfg->train.resume && ckpt_latest(cfg->run.out, path, sizeof path, &start)) {
+    if (cfg->train.resume && ckpt_agree(r.comm, cfg->run.out, path, sizeof path, &start)) {
         if (!ckpt_load(path, &part, 1, e)) goto done;
         info("resuming from %s", path);
     } else {
         start = 0;
         if (cfg->train.from_scratch && *cfg->train.grow_from && !grow(m, cfg->train.grow_from, e)) goto done;
     }
+    if (!comm_same(r.comm, "weights", params_hash(&m->params), e)) goto done;
+    reduce_open(&reduce, r.comm, cfg, (ParamSet *[]){&m->params}, 1);
     int64_t mix_updates = mixed_before(cfg, start);
     if (!source_open(&source[0], cfg, &dc, m, start - mix_updates, true, e) ||
         (mixed && !source_open(&source[1], cfg, &mc, m, mix_updates, false, e)) ||
@@ -456,9 +481,10 @@ bool train_run(const Config *cfg, Error *e) {
     info("%s: %" PRId64 " parameters; %" PRId64 " calls on %" PRId64 " images", folder,
          params_count(&m->params), source[0].set.n + source[1].set.n,
          source[0].set.by_image.nsamples + source[1].set.by_image.nsamples);
-    if (!train_loop(&r, m, source, has_val ? &val : NULL, &part, config_text, start, e)) goto done;
-    ok = path_join(path, sizeof path, cfg->run.out, "model", e) && module_save(m, path, e);
+    if (!train_loop(&r, &reduce, m, source, has_val ? &val : NULL, &part, config_text, start, e)) goto done;
+    ok = r.comm->rank || (path_join(path, sizeof path, cfg->run.out, "model", e) && module_save(m, path, e));
 done:
+    reduce_close(&reduce);
     source_close(&source[0]);
     source_close(&source[1]);
     if (val.first) trainset_close(&val);

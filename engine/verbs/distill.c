@@ -12,6 +12,7 @@
 
 /* Accuracy of the students on a dataset; the tape is off, the modules are asked as they are. */
 static bool evaluate(Distiller *d, const Dataset *data, EvalResult *out, Error *e) {
+    if (d->run.comm->rank) return true; /* rank 0 tells; the others wait in the next collective */
     Answerer *const answerer[] = {&d->vqa.answerer.base, &d->loc.answerer.base};
     Module *const module[] = {d->vqa.module, d->loc.module};
     EvalConfig ec = eval_config(data, d->cfg);
@@ -45,6 +46,7 @@ static void add(Sums *a, const StepStats *s) {
 }
 
 static bool log_sums(Sums *a, Metrics *m, int64_t done, int64_t total, Error *e) {
+    step_stats_sum(comm_world(), &a->s);
     const StepStats *s = &a->s;
     double n = (double)a->updates, seconds = now_s() - a->since, rate = (double)s->programs / seconds;
     info("step %" PRId64 "/%" PRId64
@@ -53,7 +55,7 @@ static bool log_sums(Sums *a, Metrics *m, int64_t done, int64_t total, Error *e)
          done, total, s->loss_vqa / n, s->loss_loc / n, s->loss_retain / n,
          percent(s->right, s->programs), percent(s->label_right, s->programs), s->kept[0],
          s->fixed[0], s->kept[1], s->fixed[1], rate);
-    bool ok = METRICS_ROW(
+    bool ok = !m || METRICS_ROW(
         m, done, e, {"loss_vqa", s->loss_vqa / n}, {"loss_loc", s->loss_loc / n},
         {"loss_retain", s->loss_retain / n}, {"programs_right", percent(s->right, s->programs)},
         {"labels_right", percent(s->label_right, s->programs)}, {"failed", (double)s->failed},
@@ -93,9 +95,11 @@ static bool learn_again(Distiller *d, int64_t step, Loader **again, Error *e) {
 static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64_t start,
                   const char *config_text, const Dataset *val, Error *e) {
     LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed,
-                       .batch = MAX(1, cfg->distill.programs / d->per_image),
+                       .batch = distiller_images(cfg),
                        .workers = cfg->data.workers,
                        .shuffle = true,
+                       .rank = comm_world()->rank,
+                       .ranks = comm_world()->size,
                        .first_batch = start,
                        .max_bad_percent = (float)cfg->data.max_bad_percent,
                        .cache_bytes = (size_t)cfg->data.cache_mb << 20,
@@ -105,8 +109,9 @@ static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64
     const CkptFile lessons = {REPLAY_FILE, &d->replay, save_lessons};
     Loader *l = loader_open(&d->by_image.group, &lc, e), **again = xcalloc((size_t)cfg->distill.reuse + 1, sizeof *again);
     bool opened = l && open_again(d, lc, start, again, e);
-    Metrics *m = opened ? metrics_open(path, start ? start + 1 : -1, e) : NULL;
-    bool ok = m != NULL;
+    const bool writes = !comm_world()->rank;
+    Metrics *m = opened && writes ? metrics_open(path, start ? start + 1 : -1, e) : NULL;
+    bool ok = opened && (m || !writes);
     Sums sums = {.since = now_s()};
     for (int64_t step = start; ok && step < cfg->distill.steps; step++) {
         const Batch *b = loader_next(l, e);
@@ -118,7 +123,7 @@ static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64
         add(&sums, &s);
         if (!(ok = learn_again(d, step, again, e))) break;
         if (done % cfg->run.log_every == 0 || last) ok = log_sums(&sums, m, done, cfg->distill.steps, e);
-        if (ok && val && cfg->train.eval_every && (done % cfg->train.eval_every == 0 || last)) {
+        if (ok && val && writes && cfg->train.eval_every && (done % cfg->train.eval_every == 0 || last)) {
             EvalResult r;
             double since = now_s();
             if ((ok = evaluate(d, val, &r, e))) {
@@ -174,7 +179,7 @@ static Status run(Args *a, Error *e) {
         fail(e, "\"%s\" is neither a .yaml file nor section.key=value", a->word[0]);
         return FAIL_USAGE;
     }
-    Distiller d;
+    Distiller d = {0};
     Dataset test = {0}, val = {0};
     Trace trace = {0};
     EvalResult before = {0}, after = {0}, teacher = {0};
@@ -183,7 +188,8 @@ static Status run(Args *a, Error *e) {
     FILE *f = fmemopen(config_text, sizeof config_text, "w");
     config_print(f, cfg);
     fclose(f);
-    if (!make_dirs(cfg->run.out, e) || !distiller_open(&d, cfg, e) ||
+    const bool writes = !comm_world()->rank;
+    if ((writes && !make_dirs(cfg->run.out, e)) || !distiller_open(&d, cfg, e) ||
         !open_split(&test, cfg, cfg->eval.split, e))
         goto done;
     if (cfg->train.eval_every && !open_split(&val, cfg, cfg->data.val_split, e)) goto done;
@@ -196,7 +202,7 @@ static Status run(Args *a, Error *e) {
          cfg->eval.split);
     const CkptPart part[2] = {{"vqa", d.vqa.module}, {"loc", d.loc.module}};
     int64_t start = 0;
-    if (cfg->train.resume && ckpt_latest(cfg->run.out, path, sizeof path, &start)) {
+    if (cfg->train.resume && ckpt_agree(d.run.comm, cfg->run.out, path, sizeof path, &start)) {
         char lessons[700];
         if (!ckpt_load(path, part, 2, e) || (cfg->distill.reuse && (!path_join(lessons, sizeof lessons, path, REPLAY_FILE, e) ||
                                                                     !replay_load(&d.replay, lessons, e))))
@@ -205,15 +211,20 @@ static Status run(Args *a, Error *e) {
     } else {
         start = 0;
     }
-    if (*cfg->trace.path) {
+    if (!comm_same(d.run.comm, "weights", params_hash(&d.vqa.module->params) ^ params_hash(&d.loc.module->params), e))
+        goto done;
+    if (*cfg->trace.path) { /* each rank writes the steps of its own programs */
         d.trace = &trace;
-        if (!(start ? trace_resume(&trace, cfg->trace.path, start, e)
-                    : trace_open(&trace, cfg->trace.path, e)))
-            goto done;
+        snprintf(path, sizeof path, writes ? "%s" : "%s.rank%d", cfg->trace.path, d.run.comm->rank);
+        if (!(start ? trace_resume(&trace, path, start, e) : trace_open(&trace, path, e))) goto done;
     }
     if (!train(&d, cfg, part, start, config_text, val.sample ? &val : NULL, e) ||
         !evaluate(&d, &test, &after, e))
         goto done;
+    double asked = (double)d.teacher.asked;
+    comm_sum(d.run.comm, "questions to the teacher", &asked, 1);
+    ok = !writes;
+    if (!writes) goto done;
     if (!two) {
         EvalConfig ec = eval_config(&test, cfg);
         if (!eval_end_to_end(&d.run, d.teacher.vqa, &test, &ec, &teacher, e)) goto done;
@@ -229,7 +240,7 @@ static Status run(Args *a, Error *e) {
                               {"students distilled", &after},
                               {"teacher", two ? NULL : &teacher}},
                3);
-    ok = write_report(cfg, &before, &after, two ? NULL : &teacher, d.teacher.asked, e);
+    ok = write_report(cfg, &before, &after, two ? NULL : &teacher, (int64_t)asked, e);
 done:
     if (!trace_close(&trace, ok ? e : NULL)) ok = false;
     dataset_close(&test);
@@ -251,5 +262,6 @@ const Verb verb_distill = {
             "distilled students\n"
             "are run.out/vqa and run.out/loc, the table is also run.out/report.json.\n",
     .sections = {"run", "data", "model", "train", "distill", "trace"},
+    .ranks = true,
     .run = run,
 };

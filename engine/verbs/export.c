@@ -18,7 +18,7 @@ static Status run(Args *a, Error *e) {
     StepStats s;
     int64_t steps[2] = {0}, kept[2] = {0}, programs = 0, done = 0;
     bool ok = distiller_open(&d, cfg, e) && trace_open(&trace, cfg->trace.path, e);
-    LoaderConfig lc = {.batch = MAX(1, cfg->distill.programs / d.per_image),
+    LoaderConfig lc = {.batch = distiller_images(cfg),
                        .workers = cfg->data.workers,
                        .passes = 1,
                        .max_bad_percent = (float)cfg->data.max_bad_percent,

@@ -20,5 +20,6 @@ const Verb verb_train = {
             "and a run\n"
             "that finds one there goes on from it bit for bit; the trained model is run.out/model.\n",
     .sections = {"run", "data", "model", "train"},
+    .ranks = true,
     .run = run,
 };

@@ -14,6 +14,7 @@ typedef struct Verb {
     const char *name, *usage, *summary;
     const char *help;                       /* paragraphs after the usage line */
     const char *const sections[6];          /* of the configuration that it reads */
+    bool ranks;                             /* several processes may share the work */
     Status (*run)(Args *a, Error *e);       /* FAIL_*: e holds the sentence */
 } Verb;
 
