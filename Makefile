@@ -1,10 +1,11 @@
 # vpdistill. `make` builds build/cpu/vpdistill; `make demo` runs the main job; `make test` runs the tests.
-# CUDA=1, DEBUG=1 and SAN=1 choose build directories of their own, so nothing ever needs a clean.
+# CUDA=1, MPI=1, DEBUG=1 and SAN=1 choose build directories of their own, so nothing ever needs a clean.
 
 CUDA  ?= 0        # 1: also build the device for NVIDIA's graphics cards, into build/cuda (needs nvcc and cuBLASLt)
 SAN   ?= 0        # 1: address and undefined-behaviour sanitizers
 DEBUG ?= 0        # 1: -O0 -g
-B     := build/$(if $(filter 1,$(CUDA)),cuda,cpu)$(if $(filter 1,$(SAN)),-san)$(if $(filter 1,$(DEBUG)),-debug)
+MPI   ?= 0        # 1: ranks that mpirun starts talk over MPI; without, over TCP
+B     := build/$(if $(filter 1,$(CUDA)),cuda,cpu)$(if $(filter 1,$(MPI)),-mpi)$(if $(filter 1,$(SAN)),-san)$(if $(filter 1,$(DEBUG)),-debug)
 
 CUDA_HOME  ?= /usr/local/cuda
 CUDA_ARCHS ?= 80 90   # machine code for these compute capabilities, PTX for the last: newer cards compile that when they start
@@ -21,7 +22,15 @@ EMUFLAGS := -std=c++17 -g $(if $(filter 1,$(SAN)),$(SANFLAGS),-O2) -march=native
 EMUSEES  := -fno-threadsafe-statics $(if $(filter 1,$(SAN)),,-fsanitize=thread -fsanitize=alignment -fno-sanitize-recover=alignment)
 LDLIBS   := -ldnnl -ljpeg -ljansson -lcyaml -lutf8proc -lm
 
-ENGINE := $(wildcard kernels/cpu/*.c engine/*.c data/*.c modules/*.c) $(if $(filter 1,$(CUDA)),$(wildcard kernels/cuda/*.c),kernels/nocuda.c)
+ifeq ($(filter 1,$(MPI)),1)
+ifeq ($(shell command -v mpicc),)
+$(error MPI=1: there is no mpicc (mpi.h): apt-get install libopenmpi-dev openmpi-bin)
+endif
+CPPFLAGS += -DWITH_MPI $(shell mpicc --showme:compile)
+LDLIBS   += $(shell mpicc --showme:link)
+endif
+
+ENGINE := $(filter-out $(if $(filter 1,$(MPI)),,engine/comm_mpi.c),$(wildcard kernels/cpu/*.c engine/*.c data/*.c modules/*.c)) $(if $(filter 1,$(CUDA)),$(wildcard kernels/cuda/*.c),kernels/nocuda.c)
 VERBS  := $(wildcard engine/verbs/*.c)
 TESTS  := $(wildcard tests/*.c tests/kernels/*.c tests/emu/*.c tests/engine/*.c tests/data/*.c tests/modules/*.c)
 EMU    := $(wildcard kernels/cuda/*.cu tests/emu/*.cu tests/emu/faults/*.cu tests/emu/*.cpp)   # CUDA kernels, compiled for the host
@@ -91,6 +100,11 @@ test: deps
 	@$(MAKE) --no-print-directory $(B)/vpdistill $(B)/test
 	@OMP_WAIT_POLICY=PASSIVE VPDISTILL=$(B)/vpdistill $(B)/test
 
+# 2 and 4 ranks over MPI, and over TCP what `make test` runs too.
+mpi-test:
+	@$(MAKE) --no-print-directory MPI=1 build/cpu-mpi/vpdistill build/cpu-mpi/test
+	@OMP_WAIT_POLICY=PASSIVE VPDISTILL=build/cpu-mpi/vpdistill build/cpu-mpi/test comm
+
 # The demo's models from nothing but the seed: about an hour and a half on 2 cores.
 P := build/pretrain
 D := build/demo
@@ -111,4 +125,4 @@ demo: deps
 
 include bench/bench.mk tests/fuzz/fuzz.mk tests/cuda/cuda.mk
 
-.PHONY: all deps test demo pretrained
+.PHONY: all deps test mpi-test demo pretrained

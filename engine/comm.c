@@ -17,17 +17,13 @@ Comm *comm_world(void) { return &world; }
 /* ---- opening -------------------------------------------------------------------------------------- */
 
 static const Transport *choose(const Config *cfg, const Launch *l, Error *e) {
-    const bool mpi = !strcmp(l->by, "mpirun");
 #ifdef WITH_MPI
-    if (cfg->run.comm == COMM_MPI || (mpi && cfg->run.comm != COMM_TCP)) return &transport_mpi;
-#else
-    (void)mpi;
-    if (cfg->run.comm == COMM_MPI) {
-        fail_as(e, FAIL_CONFIG, "run.comm is mpi, but this vpdistill was built without it (make MPI=1)");
-        return NULL;
-    }
+    if (cfg->run.comm == COMM_MPI || (!strcmp(l->by, "mpirun") && cfg->run.comm != COMM_TCP)) return &transport_mpi;
 #endif
-    return &transport_tcp;
+    if (cfg->run.comm != COMM_MPI) return &transport_tcp;
+    fail_as(e, FAIL_CONFIG, "%s started rank %d with run.comm=mpi, but this vpdistill was built without MPI (make MPI=1)", l->by,
+            l->rank);
+    return NULL;
 }
 
 /* What may not differ between ranks: everything in the configuration. */
@@ -92,7 +88,7 @@ bool comm_use_device(Comm *c, Device *dev, const Config *cfg, Error *e) {
             return fail_as(e, FAIL_CONFIG, "run.comm is nccl, but run.device is cpu");
         return true;
     }
-#ifdef WITH_CUDA
+#ifdef WITH_NCCL
     if (cfg->run.comm != COMM_AUTO && cfg->run.comm != COMM_NCCL)
         return fail_as(e, FAIL_CONFIG, "run.device is %s: its ranks talk through run.comm nccl", dev->name);
     c->device = &transport_nccl;
