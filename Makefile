@@ -1,7 +1,7 @@
 # vpdistill. `make` builds build/cpu/vpdistill; `make demo` runs the main job; `make test` runs the tests.
 # CUDA=1, MPI=1, DEBUG=1 and SAN=1 choose build directories of their own, so nothing ever needs a clean.
 
-CUDA  ?= 0        # 1: also build the device for NVIDIA's graphics cards, into build/cuda (needs nvcc and cuBLASLt)
+CUDA  ?= 0        # 1: also build the device for NVIDIA's graphics cards, into build/cuda (needs nvcc, cuBLASLt and NCCL)
 SAN   ?= 0        # 1: address and undefined-behaviour sanitizers
 DEBUG ?= 0        # 1: -O0 -g
 MPI   ?= 0        # 1: ranks that mpirun starts talk over MPI; without, over TCP
@@ -30,13 +30,14 @@ CPPFLAGS += -DWITH_MPI $(shell mpicc --showme:compile)
 LDLIBS   += $(shell mpicc --showme:link)
 endif
 
-ENGINE := $(filter-out $(if $(filter 1,$(MPI)),,engine/comm_mpi.c),$(wildcard kernels/cpu/*.c engine/*.c data/*.c modules/*.c)) $(if $(filter 1,$(CUDA)),$(wildcard kernels/cuda/*.c),kernels/nocuda.c)
+ENGINE := $(filter-out $(if $(filter 1,$(MPI)),,engine/comm_mpi.c) $(if $(filter 1,$(CUDA)),,engine/comm_nccl.c),$(wildcard kernels/cpu/*.c engine/*.c data/*.c modules/*.c)) $(if $(filter 1,$(CUDA)),$(wildcard kernels/cuda/*.c),kernels/nocuda.c)
 VERBS  := $(wildcard engine/verbs/*.c)
 TESTS  := $(wildcard tests/*.c tests/kernels/*.c tests/emu/*.c tests/engine/*.c tests/data/*.c tests/modules/*.c)
 EMU    := $(wildcard kernels/cuda/*.cu tests/emu/*.cu tests/emu/faults/*.cu tests/emu/*.cpp)   # CUDA kernels, compiled for the host
 BENCH  := $(wildcard bench/*.c)
 MAIN   := engine/main.c
 LIB    := $(filter-out $(MAIN),$(ENGINE))
+NCCL_T  := $(wildcard tests/nccl/*.c) engine/comm_nccl.c # against the stand-in headers there
 obj     = $(patsubst %.c,$(B)/%.o,$(1))
 NVCC    := $(CUDA_HOME)/bin/nvcc
 KERNELS :=  # objects of the .cu files
@@ -44,8 +45,8 @@ ifeq ($(CUDA),1)
 NVCCFLAGS := -std=c++17 -O3 -lineinfo -cudart shared -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas -Werror all-warnings \
              $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) \
              -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
-CPPFLAGS  += -DWITH_CUDA -isystem $(CUDA_HOME)/include
-LDLIBS    += -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lcudart -lstdc++
+CPPFLAGS  += -DWITH_CUDA -DWITH_NCCL -isystem $(CUDA_HOME)/include
+LDLIBS    += -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lnccl -lcudart -lstdc++
 KERNELS   := $(patsubst %.cu,$(B)/%.cu.o,$(wildcard kernels/cuda/*.cu))
 endif
 emu_obj = $(addprefix $(B)/emu/,$(addsuffix .o,$(basename $(1))))
@@ -56,7 +57,7 @@ $(B)/vpdistill: $(call obj,$(LIB) $(VERBS) $(MAIN)) $(KERNELS)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
-$(B)/test: $(call obj,$(LIB) $(TESTS)) $(call emu_obj,$(EMU)) $(KERNELS) $(if $(KERNELS),$(B)/tests/emu/twins.cu.o)
+$(B)/test: $(call obj,$(LIB) $(TESTS)) $(call emu_obj,$(EMU)) $(patsubst %.c,$(B)/standin/%.o,$(NCCL_T)) $(KERNELS) $(if $(KERNELS),$(B)/tests/emu/twins.cu.o)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 
@@ -70,6 +71,12 @@ $(B)/%.cu.o: %.cu
 	@command -v $(NVCC) >/dev/null || { echo "make CUDA=1 needs nvcc of the CUDA toolkit, $(NVCC) is missing (CUDA_HOME=FOLDER names another place)"; exit 1; }
 	@echo "  NVCC $<"
 	@$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MMD -MP -c $< -o $@
+
+# comm_nccl.c over tests/nccl/standin.c, under a name of its own.
+$(B)/standin/%.o: %.c
+	@mkdir -p $(@D)
+	@echo "  CC $< (stand-in)"
+	@$(CC) -Itests/nccl $(CPPFLAGS) $(CFLAGS) -Dtransport_nccl=transport_nccl_standin -MMD -MP -c $< -o $@
 
 # The same kernel sources that nvcc compiles, as plain C++ for the emulated card (tests/emu/emu.h).
 $(B)/emu/%.o: %.cu

@@ -91,13 +91,17 @@ bool comm_use_device(Comm *c, Device *dev, const Config *cfg, Error *e) {
 #ifdef WITH_NCCL
     if (cfg->run.comm != COMM_AUTO && cfg->run.comm != COMM_NCCL)
         return fail_as(e, FAIL_CONFIG, "run.device is %s: its ranks talk through run.comm nccl", dev->name);
-    c->device = &transport_nccl;
-    if (!c->device->open(c, dev, e)) return false;
-    link_hooks(c->link, c->device->poll, c->device->abort, c);
-    return true;
+    return comm_attach(c, &transport_nccl, dev, e);
 #else
     return fail_as(e, FAIL_CONFIG, "%d ranks on %s: this vpdistill was built without NCCL (make CUDA=1)", c->size, dev->name);
 #endif
+}
+
+bool comm_attach(Comm *c, const Transport *t, Device *dev, Error *e) {
+    if (!t->open(c, dev, e)) return false;
+    c->device = t;
+    link_hooks(c->link, t->poll, t->abort, c);
+    return true;
 }
 
 void comm_close(void) {
@@ -112,6 +116,7 @@ void comm_close(void) {
     if (c->device && c->device->close) c->device->close(c);
     link_close(c->link); /* before the transport: MPI_Finalize may wait for others without end */
     if (c->host->close) c->host->close(c);
+    free(c->device_state);
     free(c->pieces);
     *c = (Comm){.size = 1, .local_size = 1};
 }
@@ -291,7 +296,11 @@ bool comm_same(Comm *c, const char *what, uint64_t hash, Error *e) {
 }
 
 void comm_all_gather(Comm *c, const char *what, float *x, int64_t n) {
-    if (begin(c, what, n)) share_out(c, x, n);
+    if (!begin(c, what, n)) return;
+    if (c->device)
+        c->device->gather(c, x, n);
+    else
+        share_out(c, x, n);
 }
 
 void comm_to_root(Comm *c, const char *what, const float *mine, float *all, int64_t n) {

@@ -27,6 +27,7 @@ typedef struct Transport {
      * transport queues it behind what the device's main stream holds, and finish lets the main stream wait for it. */
     void (*sum)(Comm *c, float *x, int64_t n);
     void (*finish)(Comm *c);
+    void (*gather)(Comm *c, float *x, int64_t n); /* device transports: comm_all_gather */
     bool (*poll)(void *comm, Error *e); /* link_hooks */
     void (*abort)(void *comm);
     void (*close)(Comm *c);
@@ -60,6 +61,8 @@ Comm *comm_world(void);
 bool comm_open(const Config *cfg, Error *e);
 /* Gradients live on `dev` from now on: a device in its own memory needs a transport that reads it. */
 bool comm_use_device(Comm *c, Device *dev, const Config *cfg, Error *e);
+/* Gradients go over t from now on. */
+bool comm_attach(Comm *c, const Transport *t, Device *dev, Error *e);
 /* The orderly end: all ranks get here. */
 void comm_close(void);
 /* This rank fails with a sentence: the others end too. True: it was printed, by rank 0. */

@@ -327,6 +327,17 @@ static bool write_trace(Distiller *d, int64_t step, const Sched *s, const Part *
     return true;
 }
 
+/* What is to be learnt again (distill.reuse; then there is one part). */
+static void keep_lessons(Distiller *d, const Batch *b, const Part *part) {
+    replay_begin(&d->replay, b->index);
+    for (int64_t q = 0; q < d->sched->nquestions; q++)
+        if (part->l.target[q].kept) replay_keep(&d->replay, b->index, &d->sched->question[q].ask, &part->l.target[q].lesson);
+    for (const OtherAsk *o = d->teacher.other; o; o = o->next) {
+        Lesson lesson = distill_loc_lesson(o->label, o->ask.rect, &d->run.host);
+        replay_keep(&d->replay, b->index, &o->ask, &lesson);
+    }
+}
+
 bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error *e) {
     Ctx *c = &d->run.ctx;
     Reduce *r = &d->reduce;
@@ -350,13 +361,7 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
     for (int k = 0; k < r->parts; k++)
         if (!put_losses(d, step, k, &part[k], kept, replay, out, e)) return false;
 
-    replay_begin(&d->replay, b->index);
-    for (int64_t q = 0; q < d->sched->nquestions; q++)
-        if (part->l.target[q].kept) replay_keep(&d->replay, b->index, &d->sched->question[q].ask, &part->l.target[q].lesson);
-    for (const OtherAsk *o = d->teacher.other; o; o = o->next) {
-        Lesson lesson = distill_loc_lesson(o->label, o->ask.rect, &d->run.host);
-        replay_keep(&d->replay, b->index, &o->ask, &lesson);
-    }
+    if (d->cfg->distill.reuse) keep_lessons(d, b, part);
 
     /* Backward; the gradients of all ranks are added up meanwhile. A module that nobody called gets no update. */
     const bool learnt[] = {kept[0] || d->vqa.replay_loader, kept[1] || d->loc.replay_loader};

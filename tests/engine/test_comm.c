@@ -4,9 +4,9 @@
  * WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Gradients are read from the first moments after one update without clipping: they
  * are (1 - beta1) times the gradient.
  */
-#include "engine/comm.h"
 #include "data/safetensors.h"
 #include "tests/engine/child.h"
+#include "tests/engine/ranks.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,8 +15,6 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-enum { MOST = 8 };
 
 /* ---- who we are ----------------------------------------------------------------------------------- */
 
@@ -28,10 +26,6 @@ typedef struct LaunchCase {
     const char *text; /* address, or what the error says */
 } LaunchCase;
 
-static const char *const known[] = {
-    "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMIX_NAMESPACE",
-    "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES", "SLURM_STEP_NODELIST", "SLURM_JOB_ID",
-    "SLURM_NTASKS", "WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"};
 
 static const LaunchCase launches[] = {
     {{NULL}, LAUNCH_AUTO, "", 0, 1, -1, 0, ""},
@@ -51,7 +45,7 @@ static const LaunchCase launches[] = {
 static void check_launch(const LaunchCase *t) {
     Launch l;
     Error e = {0};
-    for (int i = 0; i < COUNT_OF(known); i++) unsetenv(known[i]);
+    launched_by_nobody();
     for (int i = 0; i < COUNT_OF(t->env) && t->env[i]; i += 2) setenv(t->env[i], t->env[i + 1], 1);
     const bool ok = launch_detect(&l, t->which, &e);
     const char *first = t->env[0] ? t->env[0] : "nothing";
@@ -64,7 +58,7 @@ static void check_launch(const LaunchCase *t) {
         if (t->port >= 0) EXPECT(l.port == t->port, "%s ...: port %d", first, l.port);
         else EXPECT(l.port > 1023 && l.port < 32768, "%s ...: port %d", first, l.port);
     }
-    for (int i = 0; i < COUNT_OF(known); i++) unsetenv(known[i]);
+    launched_by_nobody();
 }
 
 TEST(launch_environment) {
@@ -79,7 +73,7 @@ TEST(launch_environment) {
     EXPECT(!launch_detect(&l, LAUNCH_AUTO, &e) && strstr(e.text, "run.launcher"), "%s", e.text);
     EXPECT(launch_detect(&l, LAUNCH_ENV, &e) && l.rank == 0, "%s", e.text);
     EXPECT(launch_detect(&l, LAUNCH_SRUN, &e) && l.rank == 1, "%s", e.text);
-    for (int i = 0; i < COUNT_OF(known); i++) unsetenv(known[i]);
+    launched_by_nobody();
 }
 
 TEST(launch_host_lists) {
@@ -92,79 +86,6 @@ TEST(launch_host_lists) {
 }
 
 /* ---- collectives ---------------------------------------------------------------------------------- */
-
-static int free_port(void) {
-    int port = 0;
-    Error e = {0};
-    int fd = net_listen("127.0.0.1", &port, &e);
-    CHECK(fd >= 0, "%s", e.text);
-    close(fd);
-    return port;
-}
-
-static void launched(int rank, int size, int port) {
-    char n[16];
-    for (int i = 0; i < COUNT_OF(known); i++) unsetenv(known[i]);
-    snprintf(n, sizeof n, "%d", rank), setenv("RANK", n, 1);
-    snprintf(n, sizeof n, "%d", size), setenv("WORLD_SIZE", n, 1);
-    snprintf(n, sizeof n, "%d", port), setenv("MASTER_PORT", n, 1);
-    setenv("MASTER_ADDR", "127.0.0.1", 1);
-}
-
-/* Processes of one test: fn(rank, size) after the ranks have met. */
-typedef struct Ranks {
-    pid_t pid[MOST];
-    int n, status[MOST];
-    char said[300]; /* file with what they printed */
-} Ranks;
-
-/* stderr goes to the file's end. */
-static void said_to(const char *path) {
-    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND, 0600);
-    CHECK(fd >= 0 && dup2(fd, 2) == 2, "%s", path);
-}
-
-static void ranks_start(Ranks *r, int n, const char *option, void (*fn)(Comm *c)) {
-    static int number;
-    const int port = free_port();
-    r->n = n;
-    snprintf(r->said, sizeof r->said, "%s/ranks-%d", test_dir(), number++);
-    fflush(NULL);
-    for (int k = 0; k < n; k++) {
-        r->pid[k] = fork();
-        CHECK(r->pid[k] >= 0, "fork");
-        if (r->pid[k]) continue;
-        said_to(r->said);
-        Config cfg;
-        Error e = {0};
-        CHECK(config_load(&cfg, NULL, &option, option ? 1 : 0, &e), "%s", e.text);
-        launched(k, n, port);
-        if (!comm_open(&cfg, &e)) {
-            if (*e.text) fprintf(stderr, "rank %d: %s\n", k, e.text);
-            _exit(e.status);
-        }
-        fn(comm_world());
-        comm_close();
-        _exit(0);
-    }
-}
-
-static void ranks_wait(Ranks *r, char *text, size_t size) {
-    for (int k = 0; k < r->n; k++) {
-        int s;
-        while (waitpid(r->pid[k], &s, 0) < 0 && errno == EINTR) {}
-        r->status[k] = WIFEXITED(s) ? WEXITSTATUS(s) : -WTERMSIG(s);
-    }
-    char *data = NULL;
-    size_t n;
-    Error e = {0};
-    *text = 0;
-    if (file_read(r->said, &data, &n, 1 << 20, &e)) snprintf(text, size, "%s", data);
-    free(data);
-}
-
-/* A child's EXPECT: its exit status is what the test sees. */
-#define MUST(cond, ...) ((cond) ? (void)0 : (fprintf(stderr, "%s:%d: ", __FILE__, __LINE__), fprintf(stderr, __VA_ARGS__), fputc('\n', stderr), _exit(99)))
 
 static void all_collectives(Comm *c) {
     Arena a;
