@@ -35,6 +35,7 @@ typedef struct Plan {
     cublasLtMatmulDesc_t op;
     cublasLtMatrixLayout_t first, second, out;
     cublasLtMatmulAlgo_t algo;
+    bool found; /* false: the library has no kernel for it */
 } Plan;
 
 static Plan *plans; /* open addressing; a free place has no `op` */
@@ -80,11 +81,8 @@ static void plan_make(Plan *p, const Shape *s) {
     int found = 0;
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle(s->card), p->op, p->first, p->second, p->out, p->out, want, 1,
                                                                  &best, &found);
-    if (status != CUBLAS_STATUS_SUCCESS || !found)
-        die(FAIL_OTHER, "cuBLASLt has no kernel for a product of (%" PRId64 ",%" PRId64 ") and (%" PRId64 ",%" PRId64 "), %s%s%s: %s", s->M,
-            s->K, s->K, s->N, s->t == F32 ? "f32" : "bf16", s->ta ? ", first transposed" : "", s->tb ? ", second transposed" : "",
-            cublasLtGetStatusString(status));
-    p->algo = best.algo;
+    p->found = status == CUBLAS_STATUS_SUCCESS && found;
+    if (p->found) p->algo = best.algo;
     LT_CHECK(cublasLtMatmulPreferenceDestroy(want));
 }
 
@@ -120,28 +118,9 @@ static uint8_t alignment(const void *p) {
     return (uint8_t)(bits & -bits);
 }
 
-void cuda_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B, int64_t ldb,
-               const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
-    CHECK(beta == 0 || beta == 1, "gemm: beta is %g, wants 0 or 1", (double)beta);
-    if (!M || !N) return;
-    CHECK(ldc >= N && (!K || (lda >= (ta ? M : K) && ldb >= (tb ? K : N))),
-          "gemm (%" PRId64 ",%" PRId64 ",%" PRId64 "): leading dimensions %" PRId64 " %" PRId64 " %" PRId64, M, N, K, ldc, lda, ldb);
-    const void *addend = bias;
-    const size_t rows_bytes = ((size_t)MAX(M, N) * dtype_size(t) + 255) & ~(size_t)255, bias_bytes = (size_t)N * dtype_size(tc);
-    /* The epilogue takes a bias of C's type, and says nothing of its alignment. */
-    const bool copy_bias = bias && (tc != F32 || alignment(bias) < NO_ALIGNMENT);
-    char *scratch = !K || copy_bias ? cuda_scratch(s, rows_bytes + bias_bytes) : NULL;
-    if (copy_bias) {
-        ops_cuda.cast(s, tc, scratch + rows_bytes, F32, bias, N);
-        addend = scratch + rows_bytes;
-    }
-    if (!K) { /* an empty sum is 0 times 0 */
-        CUDA_CHECK(cudaMemsetAsync(scratch, 0, rows_bytes, s->cuda));
-        A = B = scratch;
-        K = 1;
-        lda = ta ? M : 1;
-        ldb = tb ? 1 : N;
-    }
+/* One call of the library. False, and nothing done, when it has no kernel for this shape, alignment and epilogue. */
+static bool product(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B, int64_t ldb,
+                    const void *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
     if (!s->workspace) {
         CUDA_CHECK(cudaMalloc(&s->workspace, WORKSPACE_BYTES));
         s->workspace_bytes = WORKSPACE_BYTES;
@@ -153,8 +132,55 @@ void cuda_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A
     shape.t = (uint8_t)t, shape.tc = (uint8_t)tc, shape.ta = ta, shape.tb = tb, shape.bias = bias != NULL;
     shape.align_a = alignment(A), shape.align_b = alignment(B), shape.align_c = alignment(C);
     const Plan *p = plan_for(&shape);
-    if (bias) LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &addend, sizeof addend));
+    if (!p->found) return false;
+    if (bias) LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     const float one = 1;
     LT_CHECK(cublasLtMatmul(handle(s->card), p->op, &one, B, p->first, A, p->second, &beta, C, p->out, C, p->out, &p->algo,
                             s->workspace, s->workspace_bytes, s->cuda));
+    return true;
+}
+
+/* The same on copies whose rows all begin at multiples of 16 bytes: for addresses and strides that the library has no kernel for. */
+static void product_of_copies(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B, int64_t ldb,
+                              bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
+    const int64_t ra = ta ? K : M, na = ta ? M : K, rb = tb ? N : K, nb = tb ? K : N;
+    const int64_t pa = (na + 7) & ~7, pb = (nb + 7) & ~7, pc = (N + 7) & ~7;
+    const size_t bytes_a = (size_t)(ra * pa) * dtype_size(t), bytes_b = (size_t)(rb * pb) * dtype_size(t);
+    char *a = cuda_scratch(s, bytes_a + bytes_b + (size_t)(M * pc) * dtype_size(tc)), *b = a + bytes_a, *c = b + bytes_b;
+    const Ops *k = &ops_cuda;
+    k->copy_rows(s, t, a, pa, A, lda, ra, na, false);
+    k->copy_rows(s, t, b, pb, B, ldb, rb, nb, false);
+    if (beta != 0) k->copy_rows(s, tc, c, pc, C, ldc, M, N, false);
+    if (!product(s, t, tc, c, pc, a, pa, b, pb, NULL, ta, tb, M, N, K, beta))
+        die(FAIL_OTHER, "cuBLASLt has no kernel for a product of (%" PRId64 ",%" PRId64 ") and (%" PRId64 ",%" PRId64 ") in %s%s%s", M, K, K,
+            N, t == F32 ? "f32" : "bf16", ta ? ", first transposed" : "", tb ? ", second transposed" : "");
+    k->copy_rows(s, tc, C, ldc, c, pc, M, N, false);
+}
+
+void cuda_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B, int64_t ldb,
+               const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
+    CHECK(beta == 0 || beta == 1, "gemm: beta is %g, wants 0 or 1", (double)beta);
+    if (!M || !N) return;
+    CHECK(ldc >= N && (!K || (lda >= (ta ? M : K) && ldb >= (tb ? K : N))),
+          "gemm (%" PRId64 ",%" PRId64 ",%" PRId64 "): leading dimensions %" PRId64 " %" PRId64 " %" PRId64, M, N, K, ldc, lda, ldb);
+    const void *addend = bias;
+    /* The epilogue takes a bias of C's type, and says nothing of its alignment. */
+    if (bias && (tc != F32 || alignment(bias) < NO_ALIGNMENT)) {
+        void *copy = cuda_scratch(s, (size_t)N * dtype_size(tc));
+        ops_cuda.cast(s, tc, copy, F32, bias, N);
+        addend = copy;
+    }
+    if (!K) { /* an empty sum */
+        if (bias) ops_cuda.copy_rows(s, tc, C, ldc, addend, 0, M, N, beta != 0);
+        else if (beta == 0)
+            CUDA_CHECK(cudaMemset2DAsync(C, (size_t)ldc * dtype_size(tc), 0, (size_t)N * dtype_size(tc), (size_t)M, s->cuda));
+        return;
+    }
+    if (product(s, t, tc, C, ldc, A, lda, B, ldb, addend, ta, tb, M, N, K, beta)) return;
+    if (bias) { /* perhaps it is the epilogue: C = bias, or C += bias, and the product added to it */
+        ops_cuda.copy_rows(s, tc, C, ldc, addend, 0, M, N, beta != 0);
+        beta = 1;
+        if (product(s, t, tc, C, ldc, A, lda, B, ldb, NULL, ta, tb, M, N, K, beta)) return;
+    }
+    product_of_copies(s, t, tc, C, ldc, A, lda, B, ldb, ta, tb, M, N, K, beta);
 }

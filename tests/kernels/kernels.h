@@ -27,7 +27,7 @@
 
 /* ---- devices -------------------------------------------------------------------------------------- */
 
-/* The device under test. Its ops are `op`, its stream S, and tensors have type dt: F32, or BF16 while kernel_check says so. */
+/* The device under test, NULL outside a DEVICE_TEST. Its ops are `op`, its stream S, and tensors have type dt: F32, or BF16 while kernel_check says so. */
 extern Device *dev;
 extern DType dt;
 #define op (dev->ops)
@@ -85,7 +85,7 @@ typedef struct Slot {
     double bound;      /* outputs: worst error in units of EPS32 times the largest magnitude */
     int of;            /* DX, WRITTEN: the slot whose gradient it is */
     bool f32;          /* f32 also when tensors are bf16: parameters of norms, biases, rows of losses */
-    double bf16;       /* outputs: roundings to bf16 inside the op, in units of EPS16 times the largest magnitude */
+    double bf16;       /* outputs: roundings to bf16 inside the op, in units of EPS16 times the largest magnitude, at least 1 */
 } Slot;
 
 enum { MAX_SLOTS = 16 };
