@@ -30,6 +30,9 @@ typedef struct Shape {
     uint8_t t, tc, ta, tb, bias, align_a, align_b, align_c;
 } Shape;
 
+/* Of the epilogue: none, in C's type, or f32 whatever C is. */
+typedef enum Bias { BIAS_NONE, BIAS_AS_C, BIAS_F32 } Bias;
+
 typedef struct Plan {
     Shape shape;
     cublasLtMatmulDesc_t op;
@@ -65,6 +68,10 @@ static void plan_make(Plan *p, const Shape *s) {
     LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
     LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
     LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    if (s->bias == BIAS_F32) {
+        const cudaDataType_t f32 = CUDA_R_32F;
+        if (cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &f32, sizeof f32) != CUBLAS_STATUS_SUCCESS) return;
+    }
     p->first = layout(s->t, s->tb ? s->N : s->K, s->tb ? s->K : s->N, s->ldb);
     p->second = layout(s->t, s->ta ? s->K : s->M, s->ta ? s->M : s->K, s->lda);
     p->out = layout(s->tc, s->M, s->N, s->ldc);
@@ -77,6 +84,9 @@ static void plan_make(Plan *p, const Shape *s) {
     LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &a, sizeof a));
     LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c, sizeof c));
     LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &c, sizeof c));
+    /* Parts of a split K meet in f32: in C's own type bf16 lost a unit in the last place, and in place their order is open. */
+    const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction));
     cublasLtMatmulHeuristicResult_t best;
     int found = 0;
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle(s->card), p->op, p->first, p->second, p->out, p->out, want, 1,
@@ -120,7 +130,7 @@ static uint8_t alignment(const void *p) {
 
 /* One call of the library. False, and nothing done, when it has no kernel for this shape, alignment and epilogue. */
 static bool product(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B, int64_t ldb,
-                    const void *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
+                    const void *bias, Bias kind, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
     if (!s->workspace) {
         CUDA_CHECK(cudaMalloc(&s->workspace, WORKSPACE_BYTES));
         s->workspace_bytes = WORKSPACE_BYTES;
@@ -129,7 +139,7 @@ static bool product(Stream *s, DType t, DType tc, void *C, int64_t ldc, const vo
     memset(&shape, 0, sizeof shape);
     shape.M = M, shape.N = N, shape.K = K, shape.lda = lda, shape.ldb = ldb, shape.ldc = ldc;
     shape.card = s->card;
-    shape.t = (uint8_t)t, shape.tc = (uint8_t)tc, shape.ta = ta, shape.tb = tb, shape.bias = bias != NULL;
+    shape.t = (uint8_t)t, shape.tc = (uint8_t)tc, shape.ta = ta, shape.tb = tb, shape.bias = (uint8_t)kind;
     shape.align_a = alignment(A), shape.align_b = alignment(B), shape.align_c = alignment(C);
     const Plan *p = plan_for(&shape);
     if (!p->found) return false;
@@ -151,7 +161,7 @@ static void product_of_copies(Stream *s, DType t, DType tc, void *C, int64_t ldc
     k->copy_rows(s, t, a, pa, A, lda, ra, na, false);
     k->copy_rows(s, t, b, pb, B, ldb, rb, nb, false);
     if (beta != 0) k->copy_rows(s, tc, c, pc, C, ldc, M, N, false);
-    if (!product(s, t, tc, c, pc, a, pa, b, pb, NULL, ta, tb, M, N, K, beta))
+    if (!product(s, t, tc, c, pc, a, pa, b, pb, NULL, BIAS_NONE, ta, tb, M, N, K, beta))
         die(FAIL_OTHER, "cuBLASLt has no kernel for a product of (%" PRId64 ",%" PRId64 ") and (%" PRId64 ",%" PRId64 ") in %s%s%s", M, K, K,
             N, t == F32 ? "f32" : "bf16", ta ? ", first transposed" : "", tb ? ", second transposed" : "");
     k->copy_rows(s, tc, C, ldc, c, pc, M, N, false);
@@ -164,8 +174,10 @@ void cuda_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A
     CHECK(ldc >= N && (!K || (lda >= (ta ? M : K) && ldb >= (tb ? K : N))),
           "gemm (%" PRId64 ",%" PRId64 ",%" PRId64 "): leading dimensions %" PRId64 " %" PRId64 " %" PRId64, M, N, K, ldc, lda, ldb);
     const void *addend = bias;
-    /* The epilogue takes a bias of C's type, and says nothing of its alignment. */
-    if (bias && (tc != F32 || alignment(bias) < NO_ALIGNMENT)) {
+    const bool aligned = alignment(bias) == NO_ALIGNMENT;
+    if (bias && K && tc != F32 && aligned && product(s, t, tc, C, ldc, A, lda, B, ldb, bias, BIAS_F32, ta, tb, M, N, K, beta)) return;
+    /* Else the epilogue takes a bias of C's type, and says nothing of its alignment. */
+    if (bias && (tc != F32 || !aligned)) {
         void *copy = cuda_scratch(s, (size_t)N * dtype_size(tc));
         ops_cuda.cast(s, tc, copy, F32, bias, N);
         addend = copy;
@@ -176,11 +188,11 @@ void cuda_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A
             CUDA_CHECK(cudaMemset2DAsync(C, (size_t)ldc * dtype_size(tc), 0, (size_t)N * dtype_size(tc), (size_t)M, s->cuda));
         return;
     }
-    if (product(s, t, tc, C, ldc, A, lda, B, ldb, addend, ta, tb, M, N, K, beta)) return;
+    if (product(s, t, tc, C, ldc, A, lda, B, ldb, addend, bias ? BIAS_AS_C : BIAS_NONE, ta, tb, M, N, K, beta)) return;
     if (bias) { /* perhaps it is the epilogue: C = bias, or C += bias, and the product added to it */
         ops_cuda.copy_rows(s, tc, C, ldc, addend, 0, M, N, beta != 0);
         beta = 1;
-        if (product(s, t, tc, C, ldc, A, lda, B, ldb, NULL, ta, tb, M, N, K, beta)) return;
+        if (product(s, t, tc, C, ldc, A, lda, B, ldb, NULL, BIAS_NONE, ta, tb, M, N, K, beta)) return;
     }
     product_of_copies(s, t, tc, C, ldc, A, lda, B, ldb, ta, tb, M, N, K, beta);
 }

@@ -78,7 +78,8 @@ ce_loss(float *loss, T *dx, const T *x, const int32_t *label, const float *weigh
     EACH_VALUE(v, V) {
         const float xv = to_f32(x[v]), q = expf(xv - p.m) * inv;
         sum += lse - xv;
-        dx[v] = from_f32<T>(w * (q - each) - (v == right ? rest : 0.0f));
+        /* Not fused: with one answer w (1 - each) - rest has to be 0, and an unrounded product is not. */
+        dx[v] = from_f32<T>(__fmul_rn(w, q - each) - (v == right ? rest : 0.0f));
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) loss[b] = rest * (lse - to_f32(x[right])) + (smoothing != 0 ? w * each * sum : 0.0f);
