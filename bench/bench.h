@@ -5,6 +5,7 @@
  */
 #pragma once
 #include "engine/base.h"
+#include "kernels/device.h"
 
 /* Of n seconds, which are sorted: the median, and the time that 1 in 100 exceeds (the largest when n < 100). */
 typedef struct Spread { double median, p99; } Spread;
@@ -22,6 +23,12 @@ int64_t bench_rss(void);
 
 /* Two lines that say what was measured on: processor, threads, compiler. */
 void bench_machine(FILE *f, int threads);
+
+/* On a card: times of run(arg), a series of launches per sample (cuda.c), warmed up; at least `least` samples, then until
+ * `budget` seconds are spent. Returns their number. A copy within the card, queued. A line on the card and its driver. */
+int bench_cuda_times(Device *d, double *seconds, int least, int most, double budget, void (*run)(void *), void *arg);
+void bench_cuda_copy(Device *d, void *dst, const void *src, size_t bytes);
+void bench_cuda_machine(FILE *f, Device *d);
 
 /* The value of "--name value" in argv, or `fallback`; dies (FAIL_USAGE) when the value is missing or no number of lo..hi. */
 const char *bench_option(int argc, char **argv, const char *name, const char *fallback);

@@ -4,7 +4,7 @@
 
 static const struct { const char *name; int (*run)(int argc, char **argv); const char *help; } verbs[] = {
     {"peak", bench_peaks, "what this machine reaches: multiply-adds, memory      [--threads N] [--ms 200]"},
-    {"kernels", bench_kernels, "every operation at the sizes of our networks          [--threads N] [--ms 200] [NAME]"},
+    {"kernels", bench_kernels, "every operation at the sizes of our networks          [--device cpu|cuda] [--threads N] [--ms 200] [--mb N] [NAME]"},
     {"loader", bench_loader, "JPEG files to normalised patches, images per second   [--threads N] [--size 384] [--passes 5]"},
     {"step", bench_step, "training steps on request, see bench/step.py          --folder DIR [--batch N] [--text N] ..."},
     {"waves", bench_waves, "programs per second, in waves and one at a time       data.dir=DIR model.vqa=DIR model.loc=DIR ..."},
