@@ -21,7 +21,7 @@ TWINS(X)
 #undef X
 
 #ifdef WITH_CUDA
-#define TWIN(name) (!strcmp(dev->name, "emu") ? emu_##name : cuda_##name)
+#define TWIN(twin) (!strcmp(dev->name, "emu") ? emu_##twin : cuda_##twin)
 #define ON_CARD(name) TEST(name##_on_cuda) { device_test_run(CUDA_CARD, name); }
 #else
 #define TWIN(name) emu_##name
