@@ -22,7 +22,7 @@ rows=(
     "unasked patches learn nothing|distill.loc_unasked=0"
     "programs run on the student's answers|distill.steer=student"
 )
-folder() { echo "$OUT/$2-$(echo "${1#*|}" | tr ' =.' '_--')"; }
+folder() { echo "$OUT/$2-$(echo "${1#*|}" | tr ' =.' '___')"; }
 run_one() { # row seed
     local to options
     to=$(folder "$1" "$2")
