@@ -84,8 +84,8 @@ static void plan_make(Plan *p, const Shape *s) {
     LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &a, sizeof a));
     LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c, sizeof c));
     LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &c, sizeof c));
-    /* Parts of a split K meet in f32: in C's own type bf16 lost a unit in the last place, and in place their order is open. */
-    const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    /* Parts of a split K meet in f32 and in order; where C is bf16 K stays whole: the parts' sum would be rounded before beta C is added. */
+    const uint32_t reduction = s->tc == F32 ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE;
     LT_CHECK(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction));
     cublasLtMatmulHeuristicResult_t best;
     int found = 0;
