@@ -1,5 +1,6 @@
 /* golden_model.c -- see golden_model.h. */
 #include "tests/modules/golden_model.h"
+#include "tests/kernels/kernels.h"
 
 #include <math.h>
 
@@ -13,7 +14,7 @@ bool golden_open(GoldenModel *g, const char *folder) {
     Error e = {0};
     char path[600];
     *g = (GoldenModel){0};
-    g->m = module_open(folder, device_cpu(0), MODULE_TRAINED, true, 0, &e);
+    g->m = module_open(folder, dev ? dev : device_cpu(0), MODULE_TRAINED, true, 0, &e);
     EXPECT(g->m, "%s", e.text);
     if (!g->m) return false;
     path_join(path, sizeof path, folder, "golden.safetensors", NULL);

@@ -19,7 +19,7 @@ typedef struct GoldenModel {
     int64_t n;
 } GoldenModel;
 
-/* Opens FOLDER's model for training and its golden.safetensors; false when the test has failed already. */
+/* On the device of the DEVICE_TEST that calls, else the CPU: opens FOLDER's model for training and its golden.safetensors; false when the test has failed already. */
 bool golden_open(GoldenModel *g, const char *folder);
 void golden_close(GoldenModel *g);
 /* A fresh step: arenas reset, tower outputs forgotten; with or without a tape. */

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "modules/detect.h"
+#include "tests/kernels/kernels.h"
 #include "tests/modules/golden_model.h"
 
 #define FOLDER "tests/golden/tiny-owlvit"
@@ -36,7 +37,7 @@ static double loss(GoldenModel *g) {
     return loss_of(g, &out);
 }
 
-TEST(owlvit_outputs) {
+DEVICE_TEST(owlvit_outputs) {
     GoldenModel g;
     if (!golden_open(&g, FOLDER)) return;
     for (int tape = 0; tape < 2; tape++) {
@@ -49,7 +50,7 @@ TEST(owlvit_outputs) {
     golden_close(&g);
 }
 
-TEST(owlvit_gradients) {
+DEVICE_TEST(owlvit_gradients) {
     GoldenModel g;
     if (!golden_open(&g, FOLDER)) return;
     golden_begin(&g, true);
@@ -60,7 +61,7 @@ TEST(owlvit_gradients) {
     golden_close(&g);
 }
 
-TEST(owlvit_ten_updates) {
+DEVICE_TEST(owlvit_ten_updates) {
     GoldenModel g;
     if (!golden_open(&g, FOLDER)) return;
     golden_train(&g, loss, 1e-3);

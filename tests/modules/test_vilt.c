@@ -1,6 +1,7 @@
 /* test_vilt.c -- ViLT against transformers: outputs, loss, every gradient, ten updates; and its towers' counters. */
 #include <math.h>
 
+#include "tests/kernels/kernels.h"
 #include "tests/modules/golden_model.h"
 
 #define FOLDER "tests/golden/tiny-vilt"
@@ -14,7 +15,7 @@ static double loss(GoldenModel *g) {
     return loss_value(&g->c, op_bce_loss(&g->c, out.logits, golden_f32(g, "target"), weight, 1));
 }
 
-TEST(vilt_outputs) {
+DEVICE_TEST(vilt_outputs) {
     GoldenModel g;
     if (!golden_open(&g, FOLDER)) return;
     for (int tape = 0; tape < 2; tape++) {
@@ -26,7 +27,7 @@ TEST(vilt_outputs) {
     golden_close(&g);
 }
 
-TEST(vilt_gradients) {
+DEVICE_TEST(vilt_gradients) {
     GoldenModel g;
     if (!golden_open(&g, FOLDER)) return;
     golden_begin(&g, true);
@@ -37,7 +38,7 @@ TEST(vilt_gradients) {
     golden_close(&g);
 }
 
-TEST(vilt_ten_updates) {
+DEVICE_TEST(vilt_ten_updates) {
     GoldenModel g;
     if (!golden_open(&g, FOLDER)) return;
     golden_train(&g, loss, 1e-3);
