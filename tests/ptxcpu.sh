@@ -34,15 +34,18 @@ for cu in kernels/cuda/*.cu; do
 done | xargs -r -P "$(nproc)" -L 1 sh -c 'so=$1; shift; echo "  PTXCPU $so"; exec '$out/tool'/bin/ptxcpu-build "$@"' build
 
 passed=0 failed=0 skipped=0 status=0
-run() { # what kind VARIABLE=value... -- program argument...
+kernels() { # kind
+    local list
+    list=$(printf '%s:' $out/*-"$1".so)
+    echo "${list%:}"
+}
+run() { # what kind VARIABLE=value...: runs $program
     local what=$1 kind=$2 log=$out/$1.log count
     shift 2
-    local list
-    list=$(printf '%s:' $out/*-"$kind".so)
     echo "== ptxcpu: $what"
-    env PTXCPU_EXITCODE=86 OMP_WAIT_POLICY=PASSIVE VPDISTILL=build/cuda/vpdistill "$@" $out/tool/bin/ptxcpu-run "${list%:}" "${program[@]}" 2>&1 |
+    env PTXCPU_EXITCODE=86 OMP_WAIT_POLICY=PASSIVE VPDISTILL=build/cuda/vpdistill "$@" $out/tool/bin/ptxcpu-run "$(kernels "$kind")" "${program[@]}" 2>&1 |
         tee "$log" | { grep -Ev '^ok' || true; } || status=1
-    count=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1)
+    count=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1 || true)
     if [ -z "$count" ]; then
         echo "ptxcpu: $what did not run to its end: $log"
         failed=$((failed + 1)) status=1
@@ -56,6 +59,21 @@ program=(build/cuda/test "${@:-[cuda]}")
 run plain plain A=0
 run lazy plain PTXCPU_SEED=1 PTXCPU_LAZY=1
 run checked checked PTXCPU_SEED=2 PTXCPU_RACE=1 PTXCPU_INIT=1
+
+if [ $# = 0 ]; then # the command itself, two steps of the demo
+    echo "== ptxcpu: vpdistill distill run.device=cuda"
+    log=$out/distill.log models=configs/models/demo
+    if [ -f $out/scenes/dataset.json ] || build/cuda/vpdistill scenes scenes.dir=$out/scenes scenes.train=8 scenes.val=2 scenes.test=4 >"$log" 2>&1 &&
+        env PTXCPU_EXITCODE=86 $out/tool/bin/ptxcpu-run "$(kernels plain)" build/cuda/vpdistill distill \
+            data.dir=$out/scenes model.vqa=$models-vqa model.loc=$models-loc model.teacher=$models-teacher model.loc_threshold=0.4 \
+            distill.steps=2 distill.programs=4 run.log_every=1 eval.limit=4 train.resume=false run.out=$out/run run.device=cuda >"$log" 2>&1; then
+        passed=$((passed + 1))
+        grep '^step' "$log" || true
+    else
+        failed=$((failed + 1)) status=1
+        tail -n 20 "$log"
+    fi
+fi
 
 [ $status = 0 ] || failed=$((failed ? failed : 1))
 echo "$passed passed, $failed failed, $skipped skipped"
