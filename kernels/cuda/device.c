@@ -7,10 +7,6 @@
 #include "kernels/cuda/stream.h"
 #include "kernels/ops.h"
 
-#define X(name) extern name##_fn cuda_##name __attribute__((weak));
-OPS(X)
-#undef X
-
 const Ops ops_cuda = {
 #define X(name) .name = cuda_##name,
     OPS(X)

@@ -117,11 +117,6 @@ extern "C" void emu_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, con
 
 /* ---- the device ----------------------------------------------------------------------------------- */
 
-/* Missing ones are NULL until every kernel file exists. */
-#define X(name) extern "C" name##_fn emu_##name __attribute__((weak));
-OPS(X)
-#undef X
-
 extern "C" {
 extern const Ops ops_emu = {
 #define X(name) .name = emu_##name,

@@ -6,9 +6,14 @@ COVERS(elsewhere, image_patches) /* test_image.c */
 TEST(every_op_is_covered) {
 #define X(name)                                                                                              \
     EXPECT(kernels_covered(#name), "no test file COVERS op " #name " (tests/kernels/kernels.h)");            \
-    EXPECT(ops_cpu.name == cpu_##name, "the table's " #name " is another function");
+    EXPECT(ops_cpu.name == cpu_##name && ops_emu.name == emu_##name, "a table's " #name " is another function");
     OPS(X)
 #undef X
+#ifdef WITH_CUDA
+#define X(name) EXPECT(ops_cuda.name == cuda_##name, "cuda's " #name " is another function");
+    OPS(X)
+#undef X
+#endif
     EXPECT(!kernels_covered("no_such_op") && !kernels_covered("add"), "the registry takes parts of names");
 }
 
