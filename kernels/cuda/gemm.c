@@ -4,7 +4,10 @@
  * is its first operand and A the second, and the bias of a row, one per column j, is its bias of a column, one per row.
  *
  * Which of its kernels runs is asked once for each shape (its heuristic takes some 50 us) and remembered. f32 products are
- * computed in f32, never in TF32. The library promises the same bits for the same call on the same kind of card.
+ * computed in f32, never in TF32. Its GELU epilogues are not used: they compute the tanh form (PyTorch falls back to that form
+ * where it cannot use them), ops.h and the published models want the exact one.
+ *
+ * The library promises the same bits for the same call on the same kind of card.
  */
 #include "engine/base.h"
 #include "kernels/cuda/stream.h"
