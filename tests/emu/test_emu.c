@@ -21,7 +21,7 @@ TWINS(X)
 #undef X
 
 #ifdef WITH_CUDA
-#define TWIN(twin) (!strcmp(dev->name, "emu") ? emu_##twin : cuda_##twin)
+#define TWIN(op_name) (!strcmp(dev->name, "emu") ? emu_##op_name : cuda_##op_name)
 #define ON_CARD(name) TEST(name##_on_cuda) { device_test_run(CUDA_CARD, name); }
 #else
 #define TWIN(name) emu_##name
