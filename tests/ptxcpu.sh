@@ -24,11 +24,11 @@ make -s -C $out/tool
 make -j"$(nproc)" CUDA=1 build/cuda/test build/cuda/vpdistill
 
 # kernels NAME.so, plain and checked, newer than all that they are made of
-for cu in kernels/cuda/*.cu; do
+for cu in kernels/cuda/*.cu tests/emu/twins.cu; do
     name=$(basename "$cu" .cu)
     for kind in plain checked; do
         so=$out/$name-$kind.so
-        [ -f "$so" ] && [ -z "$(find kernels/cuda kernels -maxdepth 1 -newer "$so" -name '*.cu*' -o -maxdepth 1 -newer "$so" -name '*.h')" ] && continue
+        [ "$so" -nt "$cu" ] && [ -z "$(find kernels kernels/cuda tests/emu -maxdepth 1 -name '*.*h' -newer "$so")" ] && continue
         echo "$so -arch=sm_80 -std=c++17 -O3 -lineinfo -I. -D_GNU_SOURCE $([ $kind = plain ] || echo --check) -o $so $cu"
     done
 done | xargs -r -P "$(nproc)" -L 1 sh -c 'so=$1; shift; echo "  PTXCPU $so"; exec '$out/tool'/bin/ptxcpu-build "$@"' build
@@ -55,7 +55,8 @@ run() { # what kind VARIABLE=value...: runs $program
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 }
 
-program=(build/cuda/test "${@:-[cuda]}")
+[ $# -gt 0 ] && named=("$@") || named=("[cuda]" _on_cuda)
+program=(build/cuda/test "${named[@]}")
 run plain plain A=0
 run lazy plain PTXCPU_SEED=1 PTXCPU_LAZY=1
 run checked checked PTXCPU_SEED=2 PTXCPU_RACE=1 PTXCPU_INIT=1
