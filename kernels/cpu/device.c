@@ -50,6 +50,8 @@ void *cpu_scratch(ScratchSlot slot, size_t bytes) {
 
 /* ---- the device ----------------------------------------------------------------------------------- */
 
+enum { LARGE_PAGE = 2 << 20 };
+
 static void *alloc(Device *d, size_t bytes) {
     (void)d;
     if (!bytes) bytes = 1;
@@ -57,6 +59,9 @@ static void *alloc(Device *d, size_t bytes) {
     if (p == MAP_FAILED)
         die(FAIL_MEMORY, "cannot reserve %zu bytes (%.1f GiB) of memory: %s (lower the batch size, or ulimit -v?)",
             bytes, (double)bytes / (1 << 30), strerror(errno));
+    /* Large pages where the kernel has them: matrix products walk hundreds of megabytes of weights, and a step at ViLT-B/32 size
+     * takes 0.86 of the processor time. A hint: where it is refused, nothing is lost. */
+    if (bytes >= LARGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
     return p;
 }
 
