@@ -35,7 +35,7 @@ fuzz: fuzz-needs $(addprefix $(F)/fuzz_,$(FUZZ))
 	@for name in $(FUZZ); do \
 	    mkdir -p $(F)/corpus/$$name; \
 	    echo "== $$name, $(FUZZ_SECONDS) s"; \
-	    UBSAN_OPTIONS=print_stacktrace=1 $(F)/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2560 -timeout=10 -max_len=16384 \
+	    UBSAN_OPTIONS=print_stacktrace=1 $(F)/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2560 -timeout=60 -max_len=16384 \
 	        -print_final_stats=1 -artifact_prefix=$(F)/$$name. $(F)/corpus/$$name >$(F)/$$name.log 2>&1 || \
 	        { tail -n 40 $(F)/$$name.log; echo "$$name: FAILED, see $(F)/$$name.log"; exit 1; }; \
 	    grep -E 'cov:|Done|stat::number_of_executed_units' $(F)/$$name.log | tail -n 2; \
