@@ -71,7 +71,8 @@ static void flags(int64_t M, int64_t N, int64_t K, bool ta, bool tb, bool bias, 
 
 DEVICE_TEST(gemm_flags) {
     static const int64_t sizes[][3] = {{1, 1, 1}, {3, 5, 0}, {2, 1, 9}, {1, 40, 17}, {17, 31, 23}, {65, 130, 70}, {200, 520, 33},
-                                       {40, 70, 1100}}; /* the last: copied in two pieces of K when ta */
+                                       {40, 70, 1100},   /* copied in two pieces of K when ta */
+                                       {33, 511, 1030}}; /* and so is B when !tb: its stride is 512 */
     for (int threads = 1; threads <= (S ? 1 : 2); threads++) { /* threads are the CPU's */
         device_cpu(threads);
         for (int i = 0; i < COUNT_OF(sizes); i++)
