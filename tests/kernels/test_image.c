@@ -147,6 +147,54 @@ DEVICE_TEST(image_patches_layout) {
     op->image_patches(S, F32, NULL, NULL, NULL, NULL, &spec, 0); /* no item: nothing happens */
 }
 
+/* Patches of every kind of size, smaller and larger than a tile of the device, in memory aligned as the engine's is: to the
+ * bit. Two images, one of them twice; a crop that sticks out; more items than one launch takes. */
+DEVICE_TEST(image_patches_sizes) {
+    static const struct { int patch, gh, gw, items; } cases[] = {
+        {1, 20, 45, 2}, {2, 9, 17, 3}, {7, 3, 6, 3}, {8, 5, 6, 3}, {14, 3, 5, 3}, {16, 3, 3, 3}, {32, 2, 3, 3}, {40, 2, 2, 3}, {64, 1, 2, 2}, {4, 2, 2, 70}};
+    enum { W = 97, H = 61, SMALL = 23 };
+    static uint8_t large[W * H * 3], small[SMALL * SMALL * 3];
+    uint32_t seed = 7;
+    for (int k = 0; k < W * H * 3; k++) large[k] = (uint8_t)((seed = seed * 1664525 + 1013904223) >> 24);
+    memcpy(small, large + 1000, sizeof small);
+    for (int n = 0; n < COUNT_OF(cases); n++)
+        for (int bits = 16; bits <= 32; bits += 16) {
+            const int p = cases[n].patch, gh = cases[n].gh, gw = cases[n].gw, items = cases[n].items, area = p * p;
+            const PatchSpec spec = {p, gh, gw, n % 2 ? BILINEAR : BICUBIC, {0.48f, 0.46f, 0.41f}, {0.27f, 0.26f, 0.28f}};
+            ImageView im[70];
+            Rect rect[70];
+            int size[70][2];
+            for (int b = 0; b < items; b++) {
+                im[b] = b == 1 ? (ImageView){small, SMALL, SMALL} : (ImageView){large, W, H};
+                rect[b] = b == 1 ? (Rect){0, 0, SMALL, SMALL} : (Rect){b % 5, b % 7, W - b % 9 + 4, b ? H / 2 + b % 3 : H + 5};
+                size[b][0] = p * (b % 3 ? gh : MAX(gh - 1, 1)), size[b][1] = p * (b % 2 ? gw : MAX(gw - 1, 1));
+            }
+            const int64_t item = (int64_t)gh * gw * 3 * area;
+            const size_t bytes = (size_t)(items * item) * (size_t)bits / 8;
+            char *got = xcalloc(bytes, 1), *there = dev->alloc(dev, bytes);
+            uint8_t *px = xcalloc((size_t)item, 1);
+            memset(got, 0xff, bytes);
+            dev->upload(dev, there, got, bytes);
+            op->image_patches(S, bits == 16 ? BF16 : F32, there, im, rect, (const int(*)[2])size, &spec, items);
+            dev->download(dev, got, there, bytes);
+            dev->release(dev, there, bytes);
+            int wrong = 0;
+            for (int b = 0; b < items; b++) {
+                const int h = size[b][0], w = size[b][1];
+                image_resize_u8(px, w, h, &im[b], rect[b], spec.filter);
+                for (int64_t k = 0; k < item; k++) {
+                    const int g = (int)(k / (3 * area)), c = (int)(k % (3 * area)) / area, y = g / gw * p + (int)(k % area) / p, x = g % gw * p + (int)(k % p);
+                    float want = 0;
+                    if (y < h && x < w) want = ((float)(px[(y * w + x) * 3 + c] * (1 / 255.0)) - spec.mean[c]) / spec.std[c];
+                    wrong += bits == 16 ? ((uint16_t *)got)[b * item + k] != bf16_round(want) : ((float *)got)[b * item + k] != want;
+                }
+            }
+            EXPECT(wrong == 0, "patch %d, grid %d x %d, %d bits: %d values are wrong", p, gh, gw, bits, wrong);
+            free(got);
+            free(px);
+        }
+}
+
 /* A panorama shrunk to a few pixels: wide windows, and a ring much smaller than the image. */
 TEST(image_large_reduction) {
     const int w = 20000, h = 9;
