@@ -470,6 +470,19 @@ Tensor *op_image_patches(Ctx *c, const ImageView *image, const Rect *rect, const
     return y;
 }
 
+const Detection *op_detect(Ctx *c, const Tensor *logits, const Tensor *boxes, const int32_t *size, float threshold,
+                           double tau, bool half_open, int64_t max) {
+    CHECK(logits->dtype == F32 && boxes->dtype == F32 && last_dim(boxes) == 4 && rows_of(boxes) == numel(logits),
+          "detections: %" PRId64 " logits, %" PRId64 " boxes", numel(logits), rows_of(boxes));
+    int64_t n = rows_of(logits);
+    size_t bytes = (size_t)(n * max) * sizeof(Detection);
+    Detection *found = arena_alloc(c->step, bytes), *host = arena_alloc(c->host, bytes);
+    K->detect(S, found, logits->data, boxes->data, ctx_upload(c, size, (size_t)n * 8), threshold, tau, half_open, n,
+              last_dim(logits), max);
+    c->dev->download(c->dev, host, found, bytes);
+    return host;
+}
+
 /* ---- losses --------------------------------------------------------------------------------------- */
 
 typedef struct Loss {

@@ -48,6 +48,11 @@ Tensor *op_reshape(Ctx *c, Tensor *x, int ndim, const int64_t *shape);      /* t
 Tensor *op_image_patches(Ctx *c, const ImageView *image, const Rect *rect, const int (*size)[2], const PatchSpec *spec,
                          int64_t B);
 
+/* A detector's logits (n, Q) and boxes (n, Q, 4) as at most `max` boxes each, (n, max) in host memory; size: W, H of each. See
+ * ops.h. Waits for the device. */
+const Detection *op_detect(Ctx *c, const Tensor *logits, const Tensor *boxes, const int32_t *size, float threshold, double tau,
+                           bool half_open, int64_t max);
+
 /* Losses. Targets and weights (n) are host arrays, copied; the weights already hold the division by the global count.
  * Returns the rows' weighted losses (n) f32; the gradient is on the tape. */
 Tensor *op_bce_loss(Ctx *c, Tensor *x, const float *target, const float *weight, float T);

@@ -145,6 +145,21 @@ typedef struct PatchSpec {
 typedef void image_patches_fn(Stream *s, DType t, void *patches, const ImageView *image, const Rect *rect,
                               const int (*size)[2], const PatchSpec *spec, int64_t B);
 
+/* ---- boxes ---------------------------------------------------------------------------------------- */
+
+/* What a detector found: a rectangle in pixels, its score, and which of the Q output rows it came from (-1: nothing). */
+typedef struct Detection { Rect rect; float score; int32_t query; } Detection;
+
+/* A detector's output as a list of boxes, for each of `rows` images:
+ *   logit (rows, Q), box (rows, Q, 4) f32: cx, cy, w, h in 0..1;  size (rows, 2) i32: W, H in pixels
+ *   out   (rows, max), best first; after the last query -1, score 0 and an empty rectangle
+ * Scores s = 1 / (1 + e^-logit) strictly above `threshold` are taken, their corners (computed in f32) truncated to pixels and
+ * clamped to 0 .. W-1, H-1 (half_open: W, H, and boxes without a pixel are dropped), then suppressed: the best box stays, all
+ * whose IoU with it is not below tau go, and so on. IoU counts pixels at both ends, (x1-x0+1)(y1-y0+1). Of equal scores the
+ * higher query is first; NaN is no detection.  Source: VisProg, LocInterpreter and engine/nms.py. */
+typedef void detect_fn(Stream *s, Detection *out, const float *logit, const float *box, const int32_t *size, float threshold,
+                       double tau, bool half_open, int64_t rows, int64_t Q, int64_t max);
+
 /* ---- losses: loss[b] and its gradient in one pass ------------------------------------------------- */
 
 /* All: loss (rows) f32 = weight[b] x the row's loss; dx (rows, V) of type t is WRITTEN; weight (rows) f32 >= 0. A row
@@ -192,7 +207,7 @@ typedef void sum_squares_fn(Stream *s, DType t, double *out, const void *x, int6
     X(attention_fwd) X(attention_bwd)                                                                                 \
     X(gather_rows) X(scatter_rows) X(interp_rows_fwd) X(interp_rows_bwd) X(copy_rows)                                 \
     X(mean_tokens_fwd) X(mean_tokens_bwd) X(pair_scores_fwd) X(pair_scores_bwd)                                       \
-    X(image_patches)                                                                                                  \
+    X(image_patches) X(detect)                                                                                        \
     X(bce_loss) X(ce_loss) X(kl_loss) X(focal_loss) X(box_loss)                                                       \
     X(adamw) X(sum_squares)
 

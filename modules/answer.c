@@ -46,14 +46,17 @@ static void answer_loc(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer
     ModuleAnswerer *l = (ModuleAnswerer *)self;
     Outputs *out = ARENA_NEW(c->host, Outputs, 1);
     module_forward(l->module, c, ask, n, out);
-    const float *logits = to_host(c, out->logits), *boxes = to_host(c, out->boxes);
-    int Q = (int)out->logits->shape[1];
-    float *score = arena_alloc(c->host, (size_t)Q * sizeof *score);
+    int most = MIN((int)out->logits->shape[1], BOXES_MAX);
+    int32_t *size = arena_alloc(c->host, (size_t)n * 2 * sizeof *size);
     for (int64_t i = 0; i < n; i++) {
-        for (int q = 0; q < Q; q++) score[q] = sigmoid(logits[i * Q + q]);
-        Boxes *b = boxes_new(a, MIN(Q, BOXES_MAX), ask[i].rect);
-        b->n = loc_postprocess(b->box, b->n, boxes + i * Q * 4, score, Q, rect_w(ask[i].rect),
-                               rect_h(ask[i].rect), l->threshold, LOC_TAU, l->strict, c->host);
+        size[2 * i] = rect_w(ask[i].rect);
+        size[2 * i + 1] = rect_h(ask[i].rect);
+    }
+    const Detection *found = op_detect(c, out->logits, out->boxes, size, l->threshold, LOC_TAU, l->strict, most);
+    for (int64_t i = 0; i < n; i++, found += most) {
+        Boxes *b = boxes_new(a, most, ask[i].rect);
+        for (b->n = 0; b->n < most && found[b->n].query >= 0; b->n++)
+            b->box[b->n] = (Box){found[b->n].rect, found[b->n].score, found[b->n].query};
         answer[i] = (Answer){.value = value_boxes(b), .out = out, .row = i};
     }
 }
