@@ -1,6 +1,6 @@
 # fuzz.mk -- `make fuzz`: every tests/fuzz/fuzz_*.c for FUZZ_SECONDS each, with the address and undefined-behaviour sanitizers.
 # `make fuzz FUZZ=json FUZZ_SECONDS=60` runs one. What is found lies in build/fuzz/NAME.crash-* (or .timeout-*, .oom-*); run build/fuzz/fuzz_NAME FILE to
-# see it again. The corpus in build/fuzz/corpus/NAME grows from run to run. Needs clang (and Debian's libclang-rt-14-dev, which
+# see it again. The corpus in build/fuzz/corpus/NAME grows from run to run; it begins with tests/fuzz/seeds/NAME where that is there. Needs clang (and Debian's libclang-rt-14-dev, which
 # clang brings).
 
 FUZZ_SECONDS ?= 600
@@ -36,7 +36,7 @@ fuzz: fuzz-needs $(addprefix $(F)/fuzz_,$(FUZZ))
 	    mkdir -p $(F)/corpus/$$name; \
 	    echo "== $$name, $(FUZZ_SECONDS) s"; \
 	    UBSAN_OPTIONS=print_stacktrace=1 $(F)/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2560 -timeout=60 -max_len=16384 \
-	        -print_final_stats=1 -artifact_prefix=$(F)/$$name. $(F)/corpus/$$name >$(F)/$$name.log 2>&1 || \
+	        -print_final_stats=1 -artifact_prefix=$(F)/$$name. $(F)/corpus/$$name $$(ls -d tests/fuzz/seeds/$$name 2>/dev/null) >$(F)/$$name.log 2>&1 || \
 	        { tail -n 40 $(F)/$$name.log; echo "$$name: FAILED, see $(F)/$$name.log"; exit 1; }; \
 	    grep -E 'cov:|Done|stat::number_of_executed_units' $(F)/$$name.log | tail -n 2; \
 	done; echo "fuzz: $(words $(FUZZ)) targets clean"
