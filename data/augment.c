@@ -109,8 +109,8 @@ static void mix(uint8_t *p, const float color[3], float a) {
 
 /* Paints a capsule from (x0, y0) to (x1, y1), `r` pixels to each side; only = NULL: over everything, else only as far as the pixel
  * of this ground colour shows the ground (strokes lie behind the objects). */
-static void stroke(uint8_t *rgb, ImageView in, float x0, float y0, float x1, float y1, float r, const float color[3],
-                   const float *only) {
+static void stroke(uint8_t *rgb, ImageView in, float x0, float y0, float x1, float y1, float r,
+                   const float color[3], const float *only) {
     float ex = x1 - x0, ey = y1 - y0, len2 = ex * ex + ey * ey;
     int left = (int)fmaxf(fminf(x0, x1) - r - 1, 0), right = (int)fminf(fmaxf(x0, x1) + r + 2, (float)in.w);
     int top = (int)fmaxf(fminf(y0, y1) - r - 1, 0), bottom = (int)fminf(fmaxf(y0, y1) + r + 2, (float)in.h);
@@ -164,7 +164,8 @@ static void change_ground(uint8_t *rgb, ImageView in, Draw *d) {
 
 /* ---- all of it ------------------------------------------------------------------------------------ */
 
-void augment_image(uint8_t *out, ImageView in, uint64_t seed, float strength, float ground, uint8_t *scratch) {
+void augment_image(uint8_t *out, ImageView in, uint64_t seed, float strength, float ground,
+                   uint8_t *scratch) {
     size_t n = (size_t)in.w * (size_t)in.h * 3;
     Draw d = {.key = seed ^ UINT64_C(0x9E3779B97F4A7C15)};
     if (unit(&d) < ground) {

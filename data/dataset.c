@@ -85,8 +85,8 @@ static const DatasetType *find_type(const char *name, Error *e) {
     for (int i = 0; i < COUNT_OF(types); i++)
         if (!strcmp(names[i] = types[i]->name, name)) return types[i];
     const char *near = nearest(name, names, COUNT_OF(names));
-    fail_as(e, FAIL_CONFIG, "unknown dataset type \"%s\" (%s%s)", name, near ? "did you mean " : "known are gqa, nlvr2, ",
-            near ? near : "steps");
+    fail_as(e, FAIL_CONFIG, "unknown dataset type \"%s\" (%s%s)", name,
+            near ? "did you mean " : "known are gqa, nlvr2, ", near ? near : "steps");
     return NULL;
 }
 
@@ -101,7 +101,8 @@ static bool find_file(char *path, size_t size, const DatasetType *t, const Datas
         const size_t n = strlen(tried);
         snprintf(tried + n, sizeof tried - n, "%s%s", i ? ", " : "", name);
     }
-    return fail_as(e, FAIL_DATA, "%s: the %s dataset's split \"%s\" is not there (looked for %s)", c->dir, t->name, c->split, tried);
+    return fail_as(e, FAIL_DATA, "%s: the %s dataset's split \"%s\" is not there (looked for %s)", c->dir,
+                   t->name, c->split, tried);
 }
 
 bool dataset_open_mapped(Dataset *d, const DatasetConfig *c, const MappedFile *m, Error *e) {
@@ -110,8 +111,8 @@ bool dataset_open_mapped(Dataset *d, const DatasetConfig *c, const MappedFile *m
     d->images.dir = dataset_string(d, c->dir);
     bool ok = d->type->read(d, m, e) && (!c->programs || merge_programs(d, c->programs, e));
     if (ok && dataset_items(d) == 0)
-        ok = fail_as(e, FAIL_DATA, "%s: there is no usable item%s%.800s", m->path, d->first_bad ? "; the first of those skipped: " : "",
-                     d->first_bad ? d->first_bad : "");
+        ok = fail_as(e, FAIL_DATA, "%s: there is no usable item%s%.800s", m->path,
+                     d->first_bad ? "; the first of those skipped: " : "", d->first_bad ? d->first_bad : "");
     if (ok && d->nbad) warn("%" PRId64 " records skipped, the first: %s", d->nbad, d->first_bad);
     if (!ok) dataset_close(d);
     return ok;
@@ -122,7 +123,9 @@ bool dataset_open(Dataset *d, const DatasetConfig *c, Error *e) {
     MappedFile m;
     *d = (Dataset){0};
     const DatasetType *t = find_type(c->type, e);
-    if (!t || (!c->file && !find_file(path, sizeof path, t, c, e)) || !file_map(&m, c->file ? c->file : path, e)) return false;
+    if (!t || (!c->file && !find_file(path, sizeof path, t, c, e)) ||
+        !file_map(&m, c->file ? c->file : path, e))
+        return false;
     const bool ok = dataset_open_mapped(d, c, &m, e);
     file_unmap(&m);
     return ok;
@@ -182,7 +185,8 @@ void image_groups_open(ImageGroups *g, const Dataset *d) {
         const Sample *s = &d->sample[g->item[i] = list[i].item];
         if (i && !memcmp(list[i].image, list[i - 1].image, sizeof list[i].image)) continue;
         g->first[g->group.nsamples] = i;
-        g->group.sample[g->group.nsamples++] = (Sample){.image = {s->image[0], s->image[1]}, .nimages = s->nimages};
+        g->group.sample[g->group.nsamples++] =
+            (Sample){.image = {s->image[0], s->image[1]}, .nimages = s->nimages};
     }
     g->first[g->group.nsamples] = n;
     free(list);
@@ -202,7 +206,8 @@ int image_groups_choose(const ImageGroups *g, int64_t at, int k, uint64_t seed, 
     /* Selection sampling (Knuth, 3.4.2 S): each is taken with the chance left / what remains. */
     for (int64_t i = 0; i < n && taken < left; i++) {
         uint64_t key[2] = {(uint64_t)at, (uint64_t)i};
-        if (hash_bytes(key, sizeof key, seed) % (uint64_t)(n - i) < (uint64_t)(left - taken)) out[taken++] = item[i];
+        if (hash_bytes(key, sizeof key, seed) % (uint64_t)(n - i) < (uint64_t)(left - taken))
+            out[taken++] = item[i];
     }
     return taken;
 }
@@ -224,7 +229,9 @@ bool dataset_image(Dataset *d, const char *path, int *index, Error *e) {
         return true;
     }
     if (!path_is_inside(path))
-        return fail_as(e, FAIL_DATA, "the image path \"%.80s\" is empty, too long or leads out of the dataset's folder", path);
+        return fail_as(e, FAIL_DATA,
+                       "the image path \"%.80s\" is empty, too long or leads out of the dataset's folder",
+                       path);
     ImageTable *t = &d->images;
     if (t->n == INT32_MAX) return fail_as(e, FAIL_DATA, "more than %d images", t->n);
     GROW(t->path, t->cap, t->n + 1);
@@ -235,8 +242,10 @@ bool dataset_image(Dataset *d, const char *path, int *index, Error *e) {
 }
 
 bool dataset_add(Dataset *d, const Sample *s, Error *e) {
-    CHECK(s->id && s->question && (s->nimages == 1 || s->nimages == 2), "a sample with %d images", s->nimages);
-    if (name_find(&d->sample_ids, s->id)) return fail_as(e, FAIL_DATA, "the id \"%.80s\" is there twice", s->id);
+    CHECK(s->id && s->question && (s->nimages == 1 || s->nimages == 2), "a sample with %d images",
+          s->nimages);
+    if (name_find(&d->sample_ids, s->id))
+        return fail_as(e, FAIL_DATA, "the id \"%.80s\" is there twice", s->id);
     GROW(d->sample, d->cap_samples, d->nsamples + 1);
     Sample *to = &d->sample[d->nsamples];
     *to = (Sample){.id = dataset_string(d, s->id),
@@ -257,7 +266,8 @@ bool dataset_bad(Dataset *d, Error *e) {
         return true;
     }
     if (d->max_bad && e)
-        fail_as(e, FAIL_DATA, "more than %" PRId64 " records make no sense, the first: %.900s", d->max_bad, d->first_bad);
+        fail_as(e, FAIL_DATA, "more than %" PRId64 " records make no sense, the first: %.900s", d->max_bad,
+                d->first_bad);
     return false;
 }
 
@@ -340,13 +350,15 @@ static json_t *parse_value(const MappedFile *m, size_t *at, Error *e) {
     bool too_long = false;
     const size_t n = value_span(m, *at, &too_long);
     if (!n) {
-        fail_at(m, *at, e, too_long ? "a value is longer than 2 MiB" : "the file ends inside a value (truncated?)");
+        fail_at(m, *at, e,
+                too_long ? "a value is longer than 2 MiB" : "the file ends inside a value (truncated?)");
         return NULL;
     }
     json_error_t je;
     json_t *v = json_loadb(m->data + *at, n, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &je);
     if (!v) {
-        fail_as(e, FAIL_DATA, "%s:%" PRId64 ": %s", m->path, file_line(m, *at) + MAX(je.line, 1) - 1, je.text);
+        fail_as(e, FAIL_DATA, "%s:%" PRId64 ": %s", m->path, file_line(m, *at) + MAX(je.line, 1) - 1,
+                je.text);
         return NULL;
     }
     *at += n;
@@ -375,15 +387,22 @@ int json_walk_next(JsonWalk *w, Error *e) {
     char c = PEEK;
     if (c == '}') {
         w->at++;
-        if (PEEK || w->at < m->size) return fail_at(m, w->at, e, "something follows the end of the object"), -1;
+        if (PEEK || w->at < m->size)
+            return fail_at(m, w->at, e, "something follows the end of the object"), -1;
         return 0;
     }
     if (w->members) {
-        if (c != ',') return fail_at(m, w->at, e, c ? "expected , or }" : "the file ends inside the object (truncated?)"), -1;
+        if (c != ',')
+            return fail_at(m, w->at, e,
+                           c ? "expected , or }" : "the file ends inside the object (truncated?)"),
+                   -1;
         w->at++;
         c = PEEK;
     }
-    if (c != '"') return fail_at(m, w->at, e, c ? "expected a name in quotes" : "the file ends inside the object (truncated?)"), -1;
+    if (c != '"')
+        return fail_at(m, w->at, e,
+                       c ? "expected a name in quotes" : "the file ends inside the object (truncated?)"),
+               -1;
     w->key_json = parse_value(m, &w->at, e);
     if (!w->key_json) return -1;
     w->key = json_string_value(w->key_json);
@@ -416,11 +435,14 @@ int json_lines_next(JsonLines *w, Error *e) {
         w->line++;
         while (n && strchr(" \t\r", p[n - 1]) && p[n - 1]) n--;
         if (!n) continue;
-        if (n > JSON_MAX_VALUE) return fail_as(e, FAIL_DATA, "%s:%" PRId64 ": the line is longer than 2 MiB", m->path, w->line), -1;
+        if (n > JSON_MAX_VALUE)
+            return fail_as(e, FAIL_DATA, "%s:%" PRId64 ": the line is longer than 2 MiB", m->path, w->line),
+                   -1;
         json_error_t je;
         w->value = json_loadb(p, n, JSON_REJECT_DUPLICATES, &je);
         if (!w->value) return fail_as(e, FAIL_DATA, "%s:%" PRId64 ": %s", m->path, w->line, je.text), -1;
-        if (!json_is_object(w->value)) return fail_as(e, FAIL_DATA, "%s:%" PRId64 ": not an object", m->path, w->line), -1;
+        if (!json_is_object(w->value))
+            return fail_as(e, FAIL_DATA, "%s:%" PRId64 ": not an object", m->path, w->line), -1;
         return 1;
     }
     return 0;
@@ -461,7 +483,8 @@ static bool merge_programs(Dataset *d, const char *path, Error *e) {
     while ((got = json_walk_next(&w, e)) == 1) {
         const int64_t at = dataset_find(d, w.key);
         if (!json_is_string(w.value)) {
-            fail_as(e, FAIL_DATA, "%s:%" PRId64 ": the program of \"%.80s\" is not a string", path, file_line(&m, w.value_at), w.key);
+            fail_as(e, FAIL_DATA, "%s:%" PRId64 ": the program of \"%.80s\" is not a string", path,
+                    file_line(&m, w.value_at), w.key);
             got = -1;
             break;
         }
@@ -470,7 +493,8 @@ static bool merge_programs(Dataset *d, const char *path, Error *e) {
         merged++;
     }
     if (got == 0 && merged == 0) {
-        fail_as(e, FAIL_DATA, "%s: none of its ids is a question of this split (another split's programs?)", path);
+        fail_as(e, FAIL_DATA, "%s: none of its ids is a question of this split (another split's programs?)",
+                path);
         got = -1;
     }
     json_walk_end(&w);
@@ -483,19 +507,23 @@ static bool merge_programs(Dataset *d, const char *path, Error *e) {
 static bool graph_int(const json_t *o, const char *key, int *out, Error *e) {
     const json_t *v = json_object_get(o, key);
     const double f = json_number_value(v);
-    if (!json_is_number(v) || !(fabs(f) <= 1e6)) return fail_as(e, FAIL_DATA, "\"%s\" is not a number within +-1,000,000", key);
+    if (!json_is_number(v) || !(fabs(f) <= 1e6))
+        return fail_as(e, FAIL_DATA, "\"%s\" is not a number within +-1,000,000", key);
     *out = (int)floor(f + 0.5);
     return true;
 }
 
-static bool graph_object(Dataset *d, GraphObject *to, const char *id, const json_t *o, json_t *index, Error *e) {
+static bool graph_object(Dataset *d, GraphObject *to, const char *id, const json_t *o, json_t *index,
+                         Error *e) {
     bool ok = true;
     int x = 0, y = 0, w = 0, h = 0;
     const char *name = json_text(o, "name", &ok, e);
     if (!ok || !name) return ok ? fail_as(e, FAIL_DATA, "object %.40s has no name", id) : false;
-    if (!graph_int(o, "x", &x, e) || !graph_int(o, "y", &y, e) || !graph_int(o, "w", &w, e) || !graph_int(o, "h", &h, e))
+    if (!graph_int(o, "x", &x, e) || !graph_int(o, "y", &y, e) || !graph_int(o, "w", &w, e) ||
+        !graph_int(o, "h", &h, e))
         return fail_in(e, "object %.40s", id);
-    *to = (GraphObject){.id = dataset_string(d, id), .name = dataset_string(d, name), .box = {x, y, x + w, y + h}};
+    *to = (GraphObject){
+        .id = dataset_string(d, id), .name = dataset_string(d, name), .box = {x, y, x + w, y + h}};
 
     const json_t *list = json_object_get(o, "attributes"), *v;
     size_t i;
@@ -510,7 +538,8 @@ static bool graph_object(Dataset *d, GraphObject *to, const char *id, const json
         if (!ok) return fail_in(e, "object %.40s, relation %zu", id, i);
         const json_t *at = other ? json_object_get(index, other) : NULL;
         if (rel && at)
-            to->relation[to->nrelations++] = (GraphRelation){dataset_string(d, rel), (int)json_integer_value(at)};
+            to->relation[to->nrelations++] =
+                (GraphRelation){dataset_string(d, rel), (int)json_integer_value(at)};
     }
     return true;
 }

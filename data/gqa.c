@@ -27,9 +27,11 @@ static bool read_question(Dataset *d, const char *id, const json_t *o, Error *e)
     if (!s.type) s.type = json_text(types, "detailed", &ok, e);
     if (!ok) return false;
     if (!json_is_object(o) || !s.question || !image)
-        return fail_as(e, FAIL_DATA, "%s", json_is_object(o) ? (image ? "\"question\" is missing" : "\"imageId\" is missing")
-                                                             : "not an object");
-    return image_path(path, sizeof path, image, e) && dataset_image(d, path, &s.image[0], e) && dataset_add(d, &s, e);
+        return fail_as(e, FAIL_DATA, "%s",
+                       json_is_object(o) ? (image ? "\"question\" is missing" : "\"imageId\" is missing")
+                                         : "not an object");
+    return image_path(path, sizeof path, image, e) && dataset_image(d, path, &s.image[0], e) &&
+           dataset_add(d, &s, e);
 }
 
 static bool gqa_read(Dataset *d, const MappedFile *m, Error *e) {
@@ -38,7 +40,8 @@ static bool gqa_read(Dataset *d, const MappedFile *m, Error *e) {
     json_walk_begin(&w, m);
     while (!dataset_full(d) && (got = json_walk_next(&w, e)) == 1) {
         if (dataset_find(d, w.key) >= 0) { /* not a bad record but a damaged or doubly merged file */
-            fail_as(e, FAIL_DATA, "%s:%" PRId64 ": the id \"%.80s\" is there twice", m->path, file_line(m, w.value_at), w.key);
+            fail_as(e, FAIL_DATA, "%s:%" PRId64 ": the id \"%.80s\" is there twice", m->path,
+                    file_line(m, w.value_at), w.key);
             got = -1;
             break;
         }
@@ -54,4 +57,6 @@ static bool gqa_read(Dataset *d, const MappedFile *m, Error *e) {
 }
 
 const DatasetType dataset_gqa = {
-    "gqa", {"%s_questions.json", "questions/%s_balanced_questions.json", "%s_balanced_questions.json"}, gqa_read};
+    "gqa",
+    {"%s_questions.json", "questions/%s_balanced_questions.json", "%s_balanced_questions.json"},
+    gqa_read};

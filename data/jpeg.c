@@ -148,7 +148,8 @@ static bool decode(Arena *a, const void *data, size_t size, int min_side, ImageV
     read_rows(&d, rgb);
     if (!enough(&s, &d)) {
         *cause = JPEG_TRUNCATED;
-        fail_as(e, FAIL_DATA, "truncated JPEG: ends in row %u of %u rows of blocks", s.end_row, d.total_iMCU_rows);
+        fail_as(e, FAIL_DATA, "truncated JPEG: ends in row %u of %u rows of blocks", s.end_row,
+                d.total_iMCU_rows);
         jpeg_destroy_decompress(&d);
         arena_reset(a, mark);
         return false;

@@ -16,9 +16,11 @@ static bool official_path(char *out, size_t size, const char *id, const json_t *
     char bucket[64] = "";
     if (!last || first == last || strlen(id) > 200 || strchr(id, '/'))
         return fail_as(e, FAIL_DATA, "identifier \"%.80s\" is not split-set-pair-sentence", id);
-    if (json_is_integer(dir)) snprintf(bucket, sizeof bucket, "%" JSON_INTEGER_FORMAT "/", json_integer_value(dir));
+    if (json_is_integer(dir))
+        snprintf(bucket, sizeof bucket, "%" JSON_INTEGER_FORMAT "/", json_integer_value(dir));
     else if (json_is_string(dir)) snprintf(bucket, sizeof bucket, "%.60s/", json_string_value(dir));
-    snprintf(out, size, "images/%.*s/%s%.*s-img%d.png", (int)(first - id), id, bucket, (int)(last - id), id, side);
+    snprintf(out, size, "images/%.*s/%s%.*s-img%d.png", (int)(first - id), id, bucket, (int)(last - id), id,
+             side);
     return true;
 }
 
@@ -33,7 +35,8 @@ static bool read_statement(Dataset *d, const json_t *o, Error *e) {
     s.program = json_text(o, "program", &ok, e);
     s.type = json_text(o, "type", &ok, e);
     if (!ok) return false;
-    if (!s.id || !s.question) return fail_as(e, FAIL_DATA, "\"%s\" is missing", s.id ? "sentence" : "identifier");
+    if (!s.id || !s.question)
+        return fail_as(e, FAIL_DATA, "\"%s\" is missing", s.id ? "sentence" : "identifier");
     if (json_is_boolean(label)) s.answer = json_is_true(label) ? "True" : "False";
     else s.answer = json_text(o, "label", &ok, e);
     if (!ok || (s.answer && strcasecmp(s.answer, "True") && strcasecmp(s.answer, "False")))
@@ -42,7 +45,8 @@ static bool read_statement(Dataset *d, const json_t *o, Error *e) {
     for (int i = 0; i < 2; i++) {
         const char *name = json_text(o, sides[i], &ok, e);
         if (!ok) return false;
-        if (name && strlen(name) > 500) return fail_as(e, FAIL_DATA, "the name of the %s image is too long", sides[i]);
+        if (name && strlen(name) > 500)
+            return fail_as(e, FAIL_DATA, "the name of the %s image is too long", sides[i]);
         if (name) snprintf(path, sizeof path, "images/%s", name);
         else if (!official_path(path, sizeof path, s.id, o, i, e)) return false;
         if (!dataset_image(d, path, &s.image[i], e)) return false;

@@ -179,7 +179,8 @@ static bool skip_value(Scan *s, int depth) {
         size_t n = strlen(words[k]);
         if ((size_t)(s->end - s->at) >= n && !memcmp(s->at, words[k], n)) return s->at += n, true;
     }
-    char *p = s->at + (c == '-'); /* a number: -? int frac? exp? ; *end is 0, so reading it stops every loop */
+    char *p =
+        s->at + (c == '-'); /* a number: -? int frac? exp? ; *end is 0, so reading it stops every loop */
     if (*p < '0' || *p > '9') return BAD(s, "a JSON value expected");
     if (*p == '0') p++;
     else while (*p >= '0' && *p <= '9') p++;
@@ -257,7 +258,8 @@ static bool scan_tensor(Scan *s, Entry *x) {
 
 static bool scan_metadata(Scan *s, SafeTensors *st, int64_t *cap) {
     skip_space(s);
-    if (s->end - s->at >= 4 && !memcmp(s->at, "null", 4)) return s->at += 4, true; /* the reference takes it */
+    if (s->end - s->at >= 4 && !memcmp(s->at, "null", 4))
+        return s->at += 4, true; /* the reference takes it */
     if (!want(s, '{', "before __metadata__")) return false;
     if (accept(s, '}')) return true;
     do {
@@ -413,7 +415,8 @@ static bool scan_header(Scan *s, SafeTensors *st, uint64_t data_bytes) {
     ok = true;
     for (int64_t i = 1; ok && i < n; i++)
         if (!strcmp(st->tensors[i - 1].name, st->tensors[i].name))
-            ok = fail_as(s->e, FAIL_MODEL, "%s: two tensors are named %s", s->path, shown(st->tensors[i].name));
+            ok = fail_as(s->e, FAIL_MODEL, "%s: two tensors are named %s", s->path,
+                         shown(st->tensors[i].name));
 out:
     free(x);
     return ok;

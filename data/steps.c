@@ -20,7 +20,8 @@ static bool read_boxes(Dataset *d, StepSample *s, const json_t *boxes, Error *e)
 
 static bool read_soft(Dataset *d, StepSample *s, json_t *soft, Error *e) {
     if (!soft || json_is_null(soft)) return true;
-    if (!json_is_object(soft)) return fail_as(e, FAIL_DATA, "\"soft\" is not an object of answers and probabilities");
+    if (!json_is_object(soft))
+        return fail_as(e, FAIL_DATA, "\"soft\" is not an object of answers and probabilities");
     const size_t n = json_object_size(soft);
     const char **answer = dataset_alloc(d, n * sizeof *answer);
     float *prob = dataset_alloc(d, n * sizeof *prob);
@@ -57,12 +58,15 @@ static bool read_step(Dataset *d, StepSample *s, const json_t *o, Error *e) {
     s->weight = 1;
     if (weight) {
         const double v = json_number_value(weight);
-        if (!json_is_number(weight) || !(v >= 0 && v <= 1e6)) return fail_as(e, FAIL_DATA, "\"weight\" is not a number >= 0");
+        if (!json_is_number(weight) || !(v >= 0 && v <= 1e6))
+            return fail_as(e, FAIL_DATA, "\"weight\" is not a number >= 0");
         s->weight = (float)v;
     }
-    if (s->is_loc ? !read_boxes(d, s, json_object_get(o, "boxes"), e) : !read_soft(d, s, json_object_get(o, "soft"), e))
+    if (s->is_loc ? !read_boxes(d, s, json_object_get(o, "boxes"), e)
+                  : !read_soft(d, s, json_object_get(o, "soft"), e))
         return false;
-    if (!s->is_loc && !answer && !s->nsoft) return fail_as(e, FAIL_DATA, "a VQA step needs \"answer\" or \"soft\"");
+    if (!s->is_loc && !answer && !s->nsoft)
+        return fail_as(e, FAIL_DATA, "a VQA step needs \"answer\" or \"soft\"");
     s->query = dataset_string(d, query);
     s->answer = s->is_loc ? NULL : dataset_string(d, answer);
     return dataset_image(d, image, &s->image, e);

@@ -92,14 +92,15 @@ typedef struct Range { int32_t from, to; } Range;
 
 /* Format characters, punctuation and marks that came after Unicode 8: unknown to the reference's BERT rules. */
 static const Range bert_unknown[] = {
-    {0x61d, 0x61d}, {0x7fd, 0x7fd}, {0x890, 0x8e2}, {0x9fd, 0x9fe}, {0xa76, 0xa76}, {0xafa, 0xaff},
-    {0xb55, 0xb55}, {0xc04, 0xc3c}, {0xc77, 0xc77}, {0xc84, 0xc84}, {0xd00, 0xd00}, {0xd3b, 0xd3c},
-    {0xd81, 0xd81}, {0xeba, 0xeba}, {0xece, 0xece}, {0x180f, 0x1886}, {0x1abf, 0x1ace}, {0x1b7d, 0x1b7e},
-    {0x1df6, 0x1dfb}, {0x2e43, 0x2e5d}, {0xa82c, 0xa82c}, {0xa8c5, 0xa8c5}, {0xa8ff, 0xa8ff}, {0xa9bd, 0xa9bd},
-    {0x10d24, 0x10f89}, {0x11070, 0x11074}, {0x110c2, 0x110cd}, {0x111c9, 0x111c9}, {0x111cf, 0x111cf},
-    {0x1123e, 0x11241}, {0x1133b, 0x1133b}, {0x11438, 0x1145e}, {0x11660, 0x1166c}, {0x116b9, 0x116b9},
-    {0x1182f, 0x11fff}, {0x12ff1, 0x13455}, {0x16e97, 0x16f4f}, {0x16fe2, 0x16fe4}, {0x1cf00, 0x1cf46},
-    {0x1e000, 0x1e4ef}, {0x1e944, 0x1e95f},
+    {0x61d, 0x61d},     {0x7fd, 0x7fd},     {0x890, 0x8e2},     {0x9fd, 0x9fe},     {0xa76, 0xa76},
+    {0xafa, 0xaff},     {0xb55, 0xb55},     {0xc04, 0xc3c},     {0xc77, 0xc77},     {0xc84, 0xc84},
+    {0xd00, 0xd00},     {0xd3b, 0xd3c},     {0xd81, 0xd81},     {0xeba, 0xeba},     {0xece, 0xece},
+    {0x180f, 0x1886},   {0x1abf, 0x1ace},   {0x1b7d, 0x1b7e},   {0x1df6, 0x1dfb},   {0x2e43, 0x2e5d},
+    {0xa82c, 0xa82c},   {0xa8c5, 0xa8c5},   {0xa8ff, 0xa8ff},   {0xa9bd, 0xa9bd},   {0x10d24, 0x10f89},
+    {0x11070, 0x11074}, {0x110c2, 0x110cd}, {0x111c9, 0x111c9}, {0x111cf, 0x111cf}, {0x1123e, 0x11241},
+    {0x1133b, 0x1133b}, {0x11438, 0x1145e}, {0x11660, 0x1166c}, {0x116b9, 0x116b9}, {0x1182f, 0x11fff},
+    {0x12ff1, 0x13455}, {0x16e97, 0x16f4f}, {0x16fe2, 0x16fe4}, {0x1cf00, 0x1cf46}, {0x1e000, 0x1e4ef},
+    {0x1e944, 0x1e95f},
 };
 /* Marks and compositions that came after Unicode 9: the reference neither reorders nor composes nor splits
  * them. */
@@ -231,7 +232,8 @@ static void flush_word(const Tokenizer *t, Word *w, Out *o) {
     for (int from = 0, to; from < n; from = to) {
         int head = from ? 2 : 0, id = -1;
         char saved[2] = {text[at[from] - 2], text[at[from] - 1]};
-        if (from) memcpy(text + at[from] - 2, "##", 2); /* over the bytes before: nobody needs them meanwhile */
+        if (from)
+            memcpy(text + at[from] - 2, "##", 2); /* over the bytes before: nobody needs them meanwhile */
         for (to = n; to > from; to--) {
             id = vocab_find(&t->vocab, text + at[from] - head, (size_t)(at[to] - at[from] + head));
             if (id >= 0) break;
@@ -264,8 +266,8 @@ static bool bert_drops(int32_t c) {
 
 static bool bert_is_cjk(int32_t c) { /* the fifth range begins at 2B920, the reference's slip for 2B820 */
     return (c >= 0x4e00 && c <= 0x9fff) || (c >= 0x3400 && c <= 0x4dbf) || (c >= 0x20000 && c <= 0x2a6df) ||
-           (c >= 0x2a700 && c <= 0x2b73f) || (c >= 0x2b740 && c <= 0x2b81f) || (c >= 0x2b920 && c <= 0x2ceaf) ||
-           (c >= 0xf900 && c <= 0xfaff) || (c >= 0x2f800 && c <= 0x2fa1f);
+           (c >= 0x2a700 && c <= 0x2b73f) || (c >= 0x2b740 && c <= 0x2b81f) ||
+           (c >= 0x2b920 && c <= 0x2ceaf) || (c >= 0xf900 && c <= 0xfaff) || (c >= 0x2f800 && c <= 0x2fa1f);
 }
 
 static bool bert_is_punctuation(int32_t c) {
@@ -555,7 +557,8 @@ static bool read_merge_lines(Tokenizer *t, const char *name, const char *p, size
         const char *space = memchr(p, ' ', (size_t)(stop - p));
         bool header = stop - p >= 8 && !memcmp(p, "#version", 8);
         if (!header && stop > p) {
-            if (!space || space == p || space + 1 == stop || memchr(space + 1, ' ', (size_t)(stop - space - 1)))
+            if (!space || space == p || space + 1 == stop ||
+                memchr(space + 1, ' ', (size_t)(stop - space - 1)))
                 return fail_as(e, FAIL_MODEL,
                                "%s:%" PRId64 ": a merge is two pieces with one space between them", name,
                                row);
@@ -593,7 +596,8 @@ static void build_merges(Tokenizer *t, const Merge *list, int64_t n) {
     t->merge_mask = slots - 1;
     for (uint32_t k = 0; k < slots; k++) t->merge[k].id = -1;
     for (int64_t i = 0; i < n; i++) {
-        uint64_t key = ((uint64_t)(uint32_t)list[i].left << 32 | (uint32_t)list[i].right) * 0x9e3779b97f4a7c15u;
+        uint64_t key =
+            ((uint64_t)(uint32_t)list[i].left << 32 | (uint32_t)list[i].right) * 0x9e3779b97f4a7c15u;
         uint32_t k = (uint32_t)(key >> 32);
         while (t->merge[k & t->merge_mask].id >= 0 && (t->merge[k & t->merge_mask].left != list[i].left ||
                                                        t->merge[k & t->merge_mask].right != list[i].right))

@@ -28,10 +28,10 @@ static const Rule rules[] = {
     {"{\"__metadata__\":{\"x\":\"y\"}}", 0, NULL},
     {"{\"__metadata__\":null}", 0, NULL},
     {A(F("1", "0", "4")), 4, NULL},
-    {A(F("", "0", "4")), 4, NULL},                                        /* a scalar */
-    {A(F("2,0,3", "0", "0")), 0, NULL},                                   /* nothing in it */
-    {A(F("0,9223372036854775807,3", "0", "0")), 0, NULL},                 /* 0 first: no overflow */
-    {A(F("1", "0", "4") ",\"later\":[1,{\"b\":-2.5e3}]"), 4, NULL},       /* a field of a later version */
+    {A(F("", "0", "4")), 4, NULL},                                  /* a scalar */
+    {A(F("2,0,3", "0", "0")), 0, NULL},                             /* nothing in it */
+    {A(F("0,9223372036854775807,3", "0", "0")), 0, NULL},           /* 0 first: no overflow */
+    {A(F("1", "0", "4") ",\"later\":[1,{\"b\":-2.5e3}]"), 4, NULL}, /* a field of a later version */
     {"{\"a\":{" F("0", "0", "0") "},\"b\":{" F("1", "0", "4") "}}", 4, NULL},
     {"{\"b\":{" F("1", "4", "8") "},\"a\":{" F("1", "0", "4") "}}", 8, NULL}, /* any order in the header */
     {"{\"\\u00e9\\ud83d\\ude00\":{" F("1", "0", "4") "}}", 4, NULL},
@@ -69,7 +69,8 @@ static const Rule rules[] = {
     {A(F("1", "0", "4")), 3, "truncated?"},
     {A(F("2", "0", "4")), 4, "2 values of F32 are 8 bytes, its offsets give 4"},
     {A(F("9223372036854775807,3", "0", "4")), 4, "overflows 64 bits"},
-    {A(F("4611686018427387904,2", "0", "0")), 0, "overflows 64 bits"}, /* the bits overflow, not the product */
+    {A(F("4611686018427387904,2", "0", "0")), 0,
+     "overflows 64 bits"}, /* the bits overflow, not the product */
     {A("\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,1]"), 1, "do not fill whole bytes"},
     {"{\"a\":{" F("0", "0", "0") "},\"a\":{" F("1", "0", "4") "}}", 4, "two tensors are named a"},
     {"{\"__metadata__\":{\"a\":1}}", 0, "value of \"a\" is not a string"},
@@ -110,7 +111,8 @@ TEST(safetensors_lengths) {
         memset(file, ' ', sizeof file);
         memcpy(file, &lengths[i], 8);
         file[8] = '{';
-        EXPECT(!st_open_memory(&st, file, sizeof file, "m", &e), "header length %" PRIu64 " taken", lengths[i]);
+        EXPECT(!st_open_memory(&st, file, sizeof file, "m", &e), "header length %" PRIu64 " taken",
+               lengths[i]);
     }
     EXPECT(strstr(e.text, "at most 100000000"), "%s", e.text);
 }

@@ -67,8 +67,10 @@ bool same_folders(const char *a, const char *b, char *why, size_t size) {
                 char *p, *q = NULL;
                 size_t n, m;
                 Error e = {0};
-                if (!file_read(x, &p, &n, (size_t)1 << 30, &e) || !file_read(y, &q, &m, (size_t)1 << 30, &e)) same = false, snprintf(why, size, "%s", e.text);
-                else if (n != m || memcmp(p, q, n)) same = false, snprintf(why, size, "%s and %s differ", x, y);
+                if (!file_read(x, &p, &n, (size_t)1 << 30, &e) || !file_read(y, &q, &m, (size_t)1 << 30, &e))
+                    same = false, snprintf(why, size, "%s", e.text);
+                else if (n != m || memcmp(p, q, n))
+                    same = false, snprintf(why, size, "%s and %s differ", x, y);
                 free(p);
                 free(q);
             }
@@ -102,7 +104,8 @@ int command_wait(Child *c) {
     char rest[4096];
     for (;;) {
         const bool room = got + 1 < sizeof c->text;
-        const ssize_t n = read(c->from, room ? c->text + got : rest, room ? sizeof c->text - 1 - got : sizeof rest);
+        const ssize_t n =
+            read(c->from, room ? c->text + got : rest, room ? sizeof c->text - 1 - got : sizeof rest);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) break;
         if (room) got += (size_t)n;
@@ -148,7 +151,8 @@ void command_start(Child *c, const char *dir, void (*setup)(void), const char *l
     if (c->pid) return;
     char *copy = xstrdup(line), *argv[64] = {(char *)"vpdistill"};
     int n = 1;
-    for (char *word = strtok(copy, " "); word && n < COUNT_OF(argv) - 1; word = strtok(NULL, " ")) argv[n++] = word;
+    for (char *word = strtok(copy, " "); word && n < COUNT_OF(argv) - 1; word = strtok(NULL, " "))
+        argv[n++] = word;
     setenv("OMP_WAIT_POLICY", "PASSIVE", 1); /* two processes may run at once */
     if (dir && chdir(dir)) _exit(120);
     if (setup) setup();

@@ -8,7 +8,9 @@
 bool count_possible(void) { return false; }
 void count_begin(void) {}
 void count_end(void) {}
-int64_t count_calls(const char *library, bool other, char *whose, size_t size) { return (void)library, (void)other, (void)whose, (void)size, 0; }
+int64_t count_calls(const char *library, bool other, char *whose, size_t size) {
+    return (void)library, (void)other, (void)whose, (void)size, 0;
+}
 
 #else
 
@@ -29,13 +31,16 @@ static void count(void *from) {
     if (i < CALLS) caller[i] = from;
 }
 
-extern void *__libc_malloc(size_t n), *__libc_calloc(size_t n, size_t size), *__libc_realloc(void *p, size_t n), *__libc_memalign(size_t a, size_t n);
+extern void *__libc_malloc(size_t n), *__libc_calloc(size_t n, size_t size),
+    *__libc_realloc(void *p, size_t n), *__libc_memalign(size_t a, size_t n);
 #define COUNT() count(__builtin_return_address(0))
 void *malloc(size_t n) { return COUNT(), __libc_malloc(n); }
 void *calloc(size_t n, size_t size) { return COUNT(), __libc_calloc(n, size); }
 void *realloc(void *p, size_t n) { return COUNT(), __libc_realloc(p, n); }
 void *aligned_alloc(size_t a, size_t n) { return COUNT(), __libc_memalign(a, n); }
-int posix_memalign(void **p, size_t a, size_t n) { return COUNT(), (*p = __libc_memalign(a, n)) ? 0 : ENOMEM; }
+int posix_memalign(void **p, size_t a, size_t n) {
+    return COUNT(), (*p = __libc_memalign(a, n)) ? 0 : ENOMEM;
+}
 void *mmap(void *at, size_t n, int prot, int flags, int fd, off_t offset) {
     return COUNT(), (void *)syscall(SYS_mmap, at, n, prot, flags, fd, offset);
 }
@@ -62,7 +67,9 @@ int64_t count_calls(const char *library, bool other, char *whose, size_t size) {
         Dl_info d = {0};
         const char *file = dladdr(caller[i], &d) && d.dli_fname ? d.dli_fname : "?";
         if (library && (strstr(file, library) != NULL) == other) continue;
-        if (!n++ && whose) snprintf(whose, size, "%s %s +0x%tx", file, d.dli_sname ? d.dli_sname : "", (char *)caller[i] - (char *)d.dli_fbase);
+        if (!n++ && whose)
+            snprintf(whose, size, "%s %s +0x%tx", file, d.dli_sname ? d.dli_sname : "",
+                     (char *)caller[i] - (char *)d.dli_fbase);
     }
     return n;
 }

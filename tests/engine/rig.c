@@ -21,7 +21,8 @@ void rig_begin(Rig *r, bool training) {
     arena_reset(&r->step, 0);
     arena_reset(&r->host, 0);
     r->tape = (Tape){0};
-    r->ctx = (Ctx){.dev = r->dev, .step = &r->step, .host = &r->host, .tape = training ? &r->tape : NULL, .seed = 7};
+    r->ctx = (Ctx){
+        .dev = r->dev, .step = &r->step, .host = &r->host, .tape = training ? &r->tape : NULL, .seed = 7};
 }
 
 void random_fill(float *x, int64_t n, uint64_t seed, float lo, float hi) {
@@ -130,7 +131,8 @@ void graph_check(const GraphCase *g) {
         again[i] = xcalloc((size_t)k.n[i], 4);
         param[i] = xcalloc((size_t)k.n[i], 4);
         const bool given = g->leaf[i].lo != g->leaf[i].hi;
-        random_fill(k.value[i], k.n[i], 100 + (uint64_t)i, given ? g->leaf[i].lo : -1, given ? g->leaf[i].hi : 1);
+        random_fill(k.value[i], k.n[i], 100 + (uint64_t)i, given ? g->leaf[i].lo : -1,
+                    given ? g->leaf[i].hi : 1);
         random_fill(param[i], k.n[i], 200 + (uint64_t)i, -1, 1);
     }
     k.nout = numel(forward(&k, false, ALL_GRADS, NULL, leaf));
@@ -160,17 +162,19 @@ void graph_check(const GraphCase *g) {
         double largest = 1e-3;
         for (int64_t j = 0; j < k.n[i]; j++) largest = fmax(largest, fabs((double)grad[i][j]));
         for (int64_t j = 0; j < k.n[i]; j++) {
-            EXPECT_NEAR(grad[i][j], slope(&k, &k.value[i][j]), (g->bound > 0 ? g->bound : 5e-4) * fmax(largest, 0.1),
-                        "%s: leaf %d value %" PRId64, g->name, i, j);
-            EXPECT_NEAR(param[i][j], (double)held[i][j] + (double)grad[i][j], 1e-5 * (1 + largest), "%s: leaf %d as a parameter, value %" PRId64,
+            EXPECT_NEAR(grad[i][j], slope(&k, &k.value[i][j]),
+                        (g->bound > 0 ? g->bound : 5e-4) * fmax(largest, 0.1), "%s: leaf %d value %" PRId64,
                         g->name, i, j);
+            EXPECT_NEAR(param[i][j], (double)held[i][j] + (double)grad[i][j], 1e-5 * (1 + largest),
+                        "%s: leaf %d as a parameter, value %" PRId64, g->name, i, j);
         }
     }
     /* Each leaf frozen in turn. */
     for (int f = 0; f < g->nleaves && g->nleaves > 1; f++) {
         backward(&k, f, NULL, again, NULL);
         for (int i = 0; i < g->nleaves; i++)
-            EXPECT(i == f || !memcmp(grad[i], again[i], (size_t)k.n[i] * 4), "%s: leaf %d differs when leaf %d is frozen", g->name, i, f);
+            EXPECT(i == f || !memcmp(grad[i], again[i], (size_t)k.n[i] * 4),
+                   "%s: leaf %d differs when leaf %d is frozen", g->name, i, f);
     }
     for (int i = 0; i < g->nleaves; i++) {
         free(k.value[i]);

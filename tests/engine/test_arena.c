@@ -49,15 +49,20 @@ TEST(arena_grows_by_pieces) {
     arena_open(&a, "test", &small, 1000 * mb);
     EXPECT(!taken, "%zu bytes before anything was asked", taken);
     char *p = arena_alloc(&a, 40 * mb), *q = arena_alloc(&a, 24 * mb);
-    EXPECT(a.npieces == 1 && taken == 64 * mb && q == p + 40 * mb, "%d pieces of %zu bytes", a.npieces, taken);
+    EXPECT(a.npieces == 1 && taken == 64 * mb && q == p + 40 * mb, "%d pieces of %zu bytes", a.npieces,
+           taken);
     size_t mark = arena_mark(&a);
-    char *r = arena_alloc(&a, 1), *s = arena_alloc(&a, 300 * mb); /* the second piece keeps what the first left */
-    EXPECT(a.npieces == 3 && taken == 428 * mb && a.used == taken, "%d pieces of %zu bytes, %zu used", a.npieces, taken, a.used);
+    char *r = arena_alloc(&a, 1),
+         *s = arena_alloc(&a, 300 * mb); /* the second piece keeps what the first left */
+    EXPECT(a.npieces == 3 && taken == 428 * mb && a.used == taken, "%d pieces of %zu bytes, %zu used",
+           a.npieces, taken, a.used);
     r[0] = 1, memset(s, 1, 300 * mb);
     arena_reset(&a, mark);
-    EXPECT(arena_alloc(&a, 1) == r && arena_alloc(&a, 300 * mb) == s && taken == 428 * mb, "a second update found other memory");
+    EXPECT(arena_alloc(&a, 1) == r && arena_alloc(&a, 300 * mb) == s && taken == 428 * mb,
+           "a second update found other memory");
     arena_reset(&a, 0);
-    EXPECT(arena_alloc(&a, 64 * mb) == p && arena_alloc(&a, 64 * mb) == r, "pieces are not used from the front");
+    EXPECT(arena_alloc(&a, 64 * mb) == p && arena_alloc(&a, 64 * mb) == r,
+           "pieces are not used from the front");
     arena_close(&a);
     EXPECT(!taken, "%zu bytes kept", taken);
 }
@@ -82,14 +87,18 @@ TEST(arena_sorts) {
         for (int keys = 1; keys <= 1000; keys *= 10) { /* one key: stays as it is; many: few are equal */
             int n = sizes[k], seen = 0;
             Pair *p = ARENA_NEW(&a, Pair, n);
-            for (int i = 0; i < n; i++) p[i] = (Pair){(int)(hash_bytes(&i, sizeof i, (uint64_t)keys) % (uint64_t)keys), i, "ok"};
+            for (int i = 0; i < n; i++)
+                p[i] = (Pair){(int)(hash_bytes(&i, sizeof i, (uint64_t)keys) % (uint64_t)keys), i, "ok"};
             size_t mark = arena_mark(&a);
             arena_sort(&a, p, n, sizeof *p, by_key);
             EXPECT(arena_mark(&a) == mark, "%zu bytes of the arena are kept", arena_mark(&a) - mark);
             for (int i = 1; i < n; i++)
-                EXPECT(p[i - 1].key < p[i].key || (p[i - 1].key == p[i].key && p[i - 1].at < p[i].at), "%d of %d, %d keys", i, n, keys);
+                EXPECT(p[i - 1].key < p[i].key || (p[i - 1].key == p[i].key && p[i - 1].at < p[i].at),
+                       "%d of %d, %d keys", i, n, keys);
             for (int i = 0; i < n; i++)
-                seen += p[i].at >= 0 && p[i].at < n && p[i].key == (int)(hash_bytes(&p[i].at, sizeof p[i].at, (uint64_t)keys) % (uint64_t)keys) &&
+                seen += p[i].at >= 0 && p[i].at < n &&
+                        p[i].key ==
+                            (int)(hash_bytes(&p[i].at, sizeof p[i].at, (uint64_t)keys) % (uint64_t)keys) &&
                         !strcmp(p[i].rest, "ok");
             EXPECT(seen == n, "%d of %d are whole", seen, n);
             arena_reset(&a, 0);
@@ -108,7 +117,7 @@ TEST(arena_full) {
     size_t sizes[] = {4097, SIZE_MAX, SIZE_MAX - 63, SIZE_MAX / 2};
     for (int i = 0; i < COUNT_OF(sizes); i++) {
         static Child c;
-        EXPECT(child_call(&c, overfill, &sizes[i]) == FAIL_MEMORY && strstr(c.text, "arena tiny is full"), "%zu bytes: status %d, %s", sizes[i],
-               c.status, c.text);
+        EXPECT(child_call(&c, overfill, &sizes[i]) == FAIL_MEMORY && strstr(c.text, "arena tiny is full"),
+               "%zu bytes: status %d, %s", sizes[i], c.status, c.text);
     }
 }

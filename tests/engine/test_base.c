@@ -33,7 +33,8 @@ TEST(base_errors) {
     fail(&e, "%s", longer);
     EXPECT(strlen(e.text) == sizeof e.text - 1, "%zu bytes of text", strlen(e.text));
     fail_in(&e, "%s", longer);
-    EXPECT(strlen(e.text) <= sizeof e.text - 1 && !strncmp(e.text, "aaaa", 4), "%zu bytes of text", strlen(e.text));
+    EXPECT(strlen(e.text) <= sizeof e.text - 1 && !strncmp(e.text, "aaaa", 4), "%zu bytes of text",
+           strlen(e.text));
 }
 
 TEST(base_file_read) {
@@ -41,17 +42,22 @@ TEST(base_file_read) {
     char *data;
     size_t n;
     put(in_dir("five"), "a\0b\ncd", 6);
-    EXPECT(file_read(in_dir("five"), &data, &n, 6, &e) && n == 6 && !memcmp(data, "a\0b\ncd", 7), "%s", e.text);
+    EXPECT(file_read(in_dir("five"), &data, &n, 6, &e) && n == 6 && !memcmp(data, "a\0b\ncd", 7), "%s",
+           e.text);
     free(data);
     put(in_dir("empty"), "", 0);
     EXPECT(file_read(in_dir("empty"), &data, &n, 0, &e) && n == 0 && data && !*data, "%s", e.text);
     free(data);
-    EXPECT(!file_read(in_dir("five"), &data, &n, 5, &e) && !data && e.status == FAIL_DATA && strstr(e.text, "-five: 6 bytes"), "%s", e.text);
-    EXPECT(!file_read(in_dir("none"), &data, &n, 5, &e) && strstr(e.text, "-none: No such file"), "%s", e.text);
+    EXPECT(!file_read(in_dir("five"), &data, &n, 5, &e) && !data && e.status == FAIL_DATA &&
+               strstr(e.text, "-five: 6 bytes"),
+           "%s", e.text);
+    EXPECT(!file_read(in_dir("none"), &data, &n, 5, &e) && strstr(e.text, "-none: No such file"), "%s",
+           e.text);
     EXPECT(!file_read(test_dir(), &data, &n, 5, &e) && strstr(e.text, "not a regular file"), "%s", e.text);
     CHECK(!mkfifo(in_dir("fifo"), 0600), "fifo");
     alarm(10); /* a reader that waits for a writer would hang the tests */
-    EXPECT(!file_read(in_dir("fifo"), &data, &n, 5, &e) && strstr(e.text, "not a regular file"), "%s", e.text);
+    EXPECT(!file_read(in_dir("fifo"), &data, &n, 5, &e) && strstr(e.text, "not a regular file"), "%s",
+           e.text);
     alarm(0);
 }
 
@@ -60,33 +66,40 @@ TEST(base_file_write_atomic) {
     char *data, path[300];
     size_t n;
     put(in_dir("old"), "old", 3);
-    EXPECT(file_write_atomic(in_dir("old"), "newer", 5, &e) && file_read(in_dir("old"), &data, &n, 99, &e) && n == 5 && !strcmp(data, "newer"),
+    EXPECT(file_write_atomic(in_dir("old"), "newer", 5, &e) && file_read(in_dir("old"), &data, &n, 99, &e) &&
+               n == 5 && !strcmp(data, "newer"),
            "%s", e.text);
     free(data);
     /* What a killed process has left goes with the next write. */
     put(in_dir("old.tmp"), "half of a lar", 13);
-    EXPECT(file_write_atomic(in_dir("old"), "whole", 5, &e) && access(in_dir("old.tmp"), F_OK), "old.tmp is still there; %s", e.text);
+    EXPECT(file_write_atomic(in_dir("old"), "whole", 5, &e) && access(in_dir("old.tmp"), F_OK),
+           "old.tmp is still there; %s", e.text);
     EXPECT(file_read(in_dir("old"), &data, &n, 99, &e) && n == 5 && !strcmp(data, "whole"), "%s", e.text);
     free(data);
     /* A target that cannot be replaced: the sentence says so, nothing is left beside it. */
     EXPECT(make_dirs(in_dir("d/target/full"), &e), "%s", e.text);
-    EXPECT(!file_write_atomic(in_dir("d/target"), "x", 1, &e) && e.status == FAIL_DISK && strstr(e.text, "d/target: cannot write 1 bytes"), "%s",
-           e.text);
+    EXPECT(!file_write_atomic(in_dir("d/target"), "x", 1, &e) && e.status == FAIL_DISK &&
+               strstr(e.text, "d/target: cannot write 1 bytes"),
+           "%s", e.text);
     snprintf(path, sizeof path, "%s/base-d/target.tmp", test_dir());
     EXPECT(access(path, F_OK), "%s was left", path);
     EXPECT(!file_write_atomic(in_dir("nowhere/x"), "x", 1, &e) && e.status == FAIL_DISK, "%s", e.text);
     char here[4096];
     CHECK(getcwd(here, sizeof here) && !chdir(test_dir()), "chdir");
-    EXPECT(file_write_atomic("base-bare", "x", 1, &e) && !access(in_dir("bare"), R_OK), "a bare name: %s", e.text);
+    EXPECT(file_write_atomic("base-bare", "x", 1, &e) && !access(in_dir("bare"), R_OK), "a bare name: %s",
+           e.text);
     CHECK(!chdir(here), "chdir");
 }
 
 TEST(base_make_dirs) {
     Error e = {0};
     struct stat st;
-    EXPECT(make_dirs(in_dir("a/b//c/"), &e) && make_dirs(in_dir("a/b/c"), &e) && !stat(in_dir("a/b/c"), &st) && S_ISDIR(st.st_mode), "%s", e.text);
+    EXPECT(make_dirs(in_dir("a/b//c/"), &e) && make_dirs(in_dir("a/b/c"), &e) &&
+               !stat(in_dir("a/b/c"), &st) && S_ISDIR(st.st_mode),
+           "%s", e.text);
     put(in_dir("file"), "", 0);
-    EXPECT(!make_dirs(in_dir("file/x"), &e) && e.status == FAIL_DISK && strstr(e.text, "-file"), "%s", e.text);
+    EXPECT(!make_dirs(in_dir("file/x"), &e) && e.status == FAIL_DISK && strstr(e.text, "-file"), "%s",
+           e.text);
     e = (Error){0};
     EXPECT(!make_dirs(in_dir("file"), &e) && e.status == FAIL_DISK, "a file counts as a folder: %s", e.text);
     EXPECT(!make_dirs("", &e) && *e.text, "an empty path");
@@ -105,14 +118,17 @@ TEST(base_path_join) {
 TEST(base_hash) {
     EXPECT(hash_bytes("abc", 3, 1) == hash_bytes("abc", 3, 1), "not a function");
     EXPECT(hash_bytes("abc", 3, 1) != hash_bytes("abc", 3, 2), "the seed does nothing");
-    EXPECT(hash_bytes("abc", 3, 1) != hash_bytes("abd", 3, 1) && hash_bytes("", 0, 1) != hash_bytes("\0", 1, 1), "collision");
+    EXPECT(hash_bytes("abc", 3, 1) != hash_bytes("abd", 3, 1) &&
+               hash_bytes("", 0, 1) != hash_bytes("\0", 1, 1),
+           "collision");
     /* Counters as keys, as the training loop uses it: every bit is set about half of the time. */
     int ones[64] = {0};
     for (uint64_t i = 0; i < 4096; i++) {
         const uint64_t h = hash_bytes(&i, sizeof i, 5);
         for (int b = 0; b < 64; b++) ones[b] += (int)(h >> b & 1);
     }
-    for (int b = 0; b < 64; b++) EXPECT_NEAR(ones[b], 2048, 6 * 32, "bit %d", b); /* six standard deviations */
+    for (int b = 0; b < 64; b++)
+        EXPECT_NEAR(ones[b], 2048, 6 * 32, "bit %d", b); /* six standard deviations */
 }
 
 TEST(base_nearest) {
@@ -121,7 +137,8 @@ TEST(base_nearest) {
     EXPECT(got && !strcmp(got, "learning_rate"), "%s", got ? got : "nothing");
     got = nearest("step", names, 4);
     EXPECT(got && !strcmp(got, "steps"), "%s", got ? got : "nothing");
-    EXPECT(!nearest("something_else_entirely", names, 4) && !nearest("x", names, 0), "far words have a neighbour");
+    EXPECT(!nearest("something_else_entirely", names, 4) && !nearest("x", names, 0),
+           "far words have a neighbour");
     char word[100];
     memset(word, 'z', 99);
     word[99] = 0;

@@ -8,7 +8,8 @@
 
 /* ---- the oracle on a scene made by hand -------------------------------------------------------------- */
 
-static const char *attr_red[] = {"red", "striped", "small"}, *attr_blue[] = {"dark blue", "solid", "large"}, *attr_green[] = {"green"};
+static const char *attr_red[] = {"red", "striped", "small"}, *attr_blue[] = {"dark blue", "solid", "large"},
+                  *attr_green[] = {"green"};
 static GraphObject objects[] = {
     {"0", "ball", attr_red, NULL, 3, 0, {10, 10, 30, 30}},
     {"1", "ball", attr_blue, NULL, 3, 0, {100, 20, 160, 80}},
@@ -19,13 +20,20 @@ static const SceneGraph scene = {192, 144, 4, objects};
 static const Rect everything = {0, 0, 192, 144};
 
 TEST(oracle_vqa) {
-    static const struct { const char *question; Rect r; const char *want; OracleVerdict verdict; } cases[] = {
+    static const struct { const char *question; Rect r; const char *want; OracleVerdict verdict;
+    } cases[] = {
         {"What color is the red ball?", {0, 0, 192, 144}, "red", ORACLE_KNOWS},
-        {"What color is the ball?", {0, 0, 192, 144}, "dark blue", ORACLE_KNOWS}, /* the one that shows most */
+        {"What color is the ball?",
+         {0, 0, 192, 144},
+         "dark blue",
+         ORACLE_KNOWS}, /* the one that shows most */
         {"What color is the ball?", {0, 0, 60, 60}, "red", ORACLE_KNOWS},
         {"What color is the dark blue ball?", {0, 0, 192, 144}, "dark blue", ORACLE_KNOWS},
         {"What color is the dark blue solid large ball?", {0, 0, 192, 144}, "dark blue", ORACLE_KNOWS},
-        {"What color is the blue ball?", {0, 0, 192, 144}, NULL, ORACLE_ABSENT}, /* dark blue is another color */
+        {"What color is the blue ball?",
+         {0, 0, 192, 144},
+         NULL,
+         ORACLE_ABSENT}, /* dark blue is another color */
         {"What color is the ball?", {0, 90, 192, 144}, NULL, ORACLE_ABSENT},
         {"What color is the fish?", {0, 0, 192, 144}, NULL, ORACLE_UNREAD}, /* the graph does not say */
         {"What pattern is on the ball?", {0, 0, 60, 60}, "striped", ORACLE_KNOWS},
@@ -63,8 +71,9 @@ TEST(oracle_vqa) {
         OracleForm form;
         OracleVerdict v = oracle_vqa(&scene, cases[i].r, cases[i].question, &got, &form);
         const char *want = cases[i].want ? cases[i].want : "-";
-        EXPECT(v == cases[i].verdict && !strcmp(v == ORACLE_KNOWS ? got : "-", want), "\"%s\": %s (%d), want %s (%d)", cases[i].question,
-               got ? got : "-", (int)v, want, (int)cases[i].verdict);
+        EXPECT(v == cases[i].verdict && !strcmp(v == ORACLE_KNOWS ? got : "-", want),
+               "\"%s\": %s (%d), want %s (%d)", cases[i].question, got ? got : "-", (int)v, want,
+               (int)cases[i].verdict);
     }
 }
 
@@ -72,18 +81,24 @@ TEST(oracle_loc) {
     Arena a;
     arena_open(&a, "test", NULL, (size_t)16 << 20);
     const Boxes *b = oracle_loc(&scene, everything, "ball", false, &a);
-    EXPECT(b->n == 2 && b->box[0].rect.x0 == 100 && b->box[1].rect.x0 == 10, "%d balls, the first at %d: not the larger one", b->n, b->box[0].rect.x0);
+    EXPECT(b->n == 2 && b->box[0].rect.x0 == 100 && b->box[1].rect.x0 == 10,
+           "%d balls, the first at %d: not the larger one", b->n, b->box[0].rect.x0);
     Rect part = {110, 30, 192, 144};
     b = oracle_loc(&scene, part, "dark blue ball", false, &a);
     const Rect want = {0, 0, 50, 50};
     EXPECT(b->n == 1 && !memcmp(&b->box[0].rect, &want, sizeof want), "a cut ball: %d boxes", b->n);
-    b = oracle_loc(&scene, (Rect){0, 0, 160, 144}, "dark blue ball", false, &a); /* its end is the last pixel, as LOC writes it */
+    b = oracle_loc(&scene, (Rect){0, 0, 160, 144}, "dark blue ball", false,
+                   &a); /* its end is the last pixel, as LOC writes it */
     EXPECT(b->n == 1 && b->box[0].rect.x1 == 159, "ends at %d", b->box[0].rect.x1);
     b = oracle_loc(&scene, (Rect){0, 0, 160, 144}, "dark blue ball", true, &a);
     EXPECT(b->n == 1 && b->box[0].rect.x1 == 160, "strict: ends at %d", b->box[0].rect.x1);
-    EXPECT(oracle_loc(&scene, (Rect){140, 0, 192, 144}, "ball", false, &a)->n == 0, "a third of the ball is no ball");
-    EXPECT(oracle_loc(&scene, everything, "", false, &a)->n == 0 && oracle_loc(&scene, everything, " ", false, &a)->n == 0, "an empty phrase found something");
-    EXPECT(oracle_loc(&(SceneGraph){192, 144, 0, NULL}, everything, "ball", false, &a)->n == 0, "an empty scene");
+    EXPECT(oracle_loc(&scene, (Rect){140, 0, 192, 144}, "ball", false, &a)->n == 0,
+           "a third of the ball is no ball");
+    EXPECT(oracle_loc(&scene, everything, "", false, &a)->n == 0 &&
+               oracle_loc(&scene, everything, " ", false, &a)->n == 0,
+           "an empty phrase found something");
+    EXPECT(oracle_loc(&(SceneGraph){192, 144, 0, NULL}, everything, "ball", false, &a)->n == 0,
+           "an empty scene");
     arena_close(&a);
 }
 
@@ -101,9 +116,12 @@ TEST(step_score) {
     two->box[1] = (Box){{104, 24, 160, 80}, 0.8f, 1}; /* again: it is taken */
     two->box[2] = (Box){{150, 100, 180, 130}, 0.7f, 2};
     Question q[] = {
-        {.ask = {.rect = everything, .query = "What color is the red ball?"}, .answer.value = value_str("red", 3)},
-        {.ask = {.rect = everything, .query = "What color is the ball?"}, .answer.value = value_str("dark", 4)},
-        {.ask = {.rect = everything, .query = "What color is the arrow?"}, .answer.value = value_str("red", 3)},
+        {.ask = {.rect = everything, .query = "What color is the red ball?"},
+         .answer.value = value_str("red", 3)},
+        {.ask = {.rect = everything, .query = "What color is the ball?"},
+         .answer.value = value_str("dark", 4)},
+        {.ask = {.rect = everything, .query = "What color is the arrow?"},
+         .answer.value = value_str("red", 3)},
         {.ask = {.rect = everything, .query = "Who?"}, .answer.value = value_str("me", 2)},
         {.ask = {.rect = everything, .query = "ball"}, .answer.value = value_boxes(two)},
         {.ask = {.rect = everything, .query = "arrow"}, .answer.value = value_boxes(none)},
@@ -115,12 +133,16 @@ TEST(step_score) {
     Sched s = {.question = q, .record = rec, .nquestions = COUNT_OF(q), .nrecords = COUNT_OF(rec)};
     StepScore score = {0};
     step_score_add(&score, &graphs, &(EvalBatch){.sched = &s, .job = &job, .njobs = 1}, &a);
-    EXPECT(score.vqa_n == 3 && score.vqa_right == 2 && score.vqa[FORM_COLOR].n == 3, "%d of %d", (int)score.vqa_right, (int)score.vqa_n);
-    EXPECT(score.vqa_absent == 1 && score.vqa_unread == 1, "absent %d, unread %d", (int)score.vqa_absent, (int)score.vqa_unread);
-    EXPECT(score.loc_n == 3 && score.boxes == 3 && score.objects == 4 && score.matched == 1, "%d steps, %d boxes, %d objects, %d matched",
-           (int)score.loc_n, (int)score.boxes, (int)score.objects, (int)score.matched);
+    EXPECT(score.vqa_n == 3 && score.vqa_right == 2 && score.vqa[FORM_COLOR].n == 3, "%d of %d",
+           (int)score.vqa_right, (int)score.vqa_n);
+    EXPECT(score.vqa_absent == 1 && score.vqa_unread == 1, "absent %d, unread %d", (int)score.vqa_absent,
+           (int)score.vqa_unread);
+    EXPECT(score.loc_n == 3 && score.boxes == 3 && score.objects == 4 && score.matched == 1,
+           "%d steps, %d boxes, %d objects, %d matched", (int)score.loc_n, (int)score.boxes,
+           (int)score.objects, (int)score.matched);
     EXPECT_NEAR(score.loc_f1, 2.0 * 1 / 5 + 1 + 0, 1e-12, "summed F1");
-    EXPECT(score.loc_first_right == 2 && score.loc_count_right == 1, "first %d, count %d", (int)score.loc_first_right, (int)score.loc_count_right);
+    EXPECT(score.loc_first_right == 2 && score.loc_count_right == 1, "first %d, count %d",
+           (int)score.loc_first_right, (int)score.loc_count_right);
     arena_close(&a);
 }
 
@@ -158,8 +180,10 @@ TEST(eval_oracle_is_perfect) {
         ec.batch = batch[k];
         ec.limit = k == 2 ? 20 : 0;
         EXPECT(eval_programs(&b.run, b.answerer, 2, &j.data, &ec, &r[k], &e), "%s", e.text);
-        EXPECT(r[k].n == (k == 2 ? 20 : j.data.nsamples) && r[k].right == r[k].n && !r[k].failed && !r[k].skipped, "batches of %d: %d of %d right, %d failed",
-               batch[k], (int)r[k].right, (int)r[k].n, (int)r[k].failed);
+        EXPECT(r[k].n == (k == 2 ? 20 : j.data.nsamples) && r[k].right == r[k].n && !r[k].failed &&
+                   !r[k].skipped,
+               "batches of %d: %d of %d right, %d failed", batch[k], (int)r[k].right, (int)r[k].n,
+               (int)r[k].failed);
         int64_t n = 0, right = 0;
         for (int t = 0; t < r[k].ntypes; t++) {
             n += r[k].type[t].n;
@@ -200,29 +224,38 @@ TEST(eval_blame) {
     double acc[BLAME_CASES];
     for (int k = 0; k < BLAME_CASES; k++) acc[k] = eval_accuracy(&blame.result[k]);
     EXPECT(acc[BLAME_BOTH] == 100 && blame.fell_back[BLAME_BOTH] == 0, "both true: %.1f%%", acc[BLAME_BOTH]);
-    EXPECT(acc[BLAME_NONE] < acc[BLAME_LOC] && acc[BLAME_LOC] < 100 && acc[BLAME_VQA] < 100, "%.1f %.1f %.1f", acc[0], acc[1], acc[2]);
+    EXPECT(acc[BLAME_NONE] < acc[BLAME_LOC] && acc[BLAME_LOC] < 100 && acc[BLAME_VQA] < 100, "%.1f %.1f %.1f",
+           acc[0], acc[1], acc[2]);
     for (int k = 0; k < BLAME_CASES; k++)
         for (int t = 0; t < blame.result[k].ntypes; t++) {
             const EvalType *type = &blame.result[k].type[t];
-            if (!strcmp(type->type, "count") && k == BLAME_LOC) EXPECT(type->right == type->n, "count with true LOC");
-            if (!strcmp(type->type, "count") && k == BLAME_VQA) EXPECT(type->right == blame.result[BLAME_NONE].type[t].right, "count asks no VQA");
+            if (!strcmp(type->type, "count") && k == BLAME_LOC)
+                EXPECT(type->right == type->n, "count with true LOC");
+            if (!strcmp(type->type, "count") && k == BLAME_VQA)
+                EXPECT(type->right == blame.result[BLAME_NONE].type[t].right, "count asks no VQA");
         }
     const StepScore *s = &blame.steps;
-    EXPECT(s->loc_n > 1000 && s->boxes == s->loc_n && s->matched < s->boxes / 10, "%d LOC steps, %d boxes, %d matched", (int)s->loc_n, (int)s->boxes, (int)s->matched);
-    EXPECT(s->vqa_n + s->vqa_absent + s->vqa_unread + s->loc_n == blame.result[BLAME_NONE].steps, "not every step was scored");
+    EXPECT(s->loc_n > 1000 && s->boxes == s->loc_n && s->matched < s->boxes / 10,
+           "%d LOC steps, %d boxes, %d matched", (int)s->loc_n, (int)s->boxes, (int)s->matched);
+    EXPECT(s->vqa_n + s->vqa_absent + s->vqa_unread + s->loc_n == blame.result[BLAME_NONE].steps,
+           "not every step was scored");
 
     /* What is printed and written. */
     char text[16384] = "";
     FILE *f = fmemopen(text, sizeof text, "w");
-    EvalColumn column[] = {{"programs", &blame.result[0]}, {"teacher", NULL}, {"both", &blame.result[BLAME_BOTH]}};
+    EvalColumn column[] = {
+        {"programs", &blame.result[0]}, {"teacher", NULL}, {"both", &blame.result[BLAME_BOTH]}};
     eval_print(f, column, 3);
     blame_print(f, &blame);
     fclose(f);
-    EXPECT(strstr(text, "  relation") && strstr(text, "100.0") && strstr(text, " -") && strstr(text, "F1 at IoU"), "the table:\n%s", text);
+    EXPECT(strstr(text, "  relation") && strstr(text, "100.0") && strstr(text, " -") &&
+               strstr(text, "F1 at IoU"),
+           "the table:\n%s", text);
     json_t *o = eval_json(&blame.result[0]), *bj = blame_json(&blame);
     EXPECT_NEAR(json_real_value(json_object_get(o, "accuracy")), acc[0], 1e-9, "accuracy in JSON");
     EXPECT(json_object_size(json_object_get(o, "types")) == 10, "types in JSON");
-    EXPECT_NEAR(json_real_value(json_object_get(json_object_get(bj, "both_true"), "accuracy")), 100, 1e-9, "blame in JSON");
+    EXPECT_NEAR(json_real_value(json_object_get(json_object_get(bj, "both_true"), "accuracy")), 100, 1e-9,
+                "blame in JSON");
     json_decref(o);
     json_decref(bj);
     run_close(&b.run);
@@ -245,14 +278,22 @@ static void write_questions(char *dir, size_t size, const char *name, const char
 }
 
 static const char awkward[] =
-    "{\"good\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"1\",\"type\":\"a\",\"program\":\"B=LOC(image=IMAGE,object='TOP')\\nA=COUNT(box=B)\\nR=RESULT(var=A)\"},"
-    "\"wrong\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"one\",\"type\":\"a\",\"program\":\"B=LOC(image=IMAGE,object='TOP')\\nA=COUNT(box=B)\\nR=RESULT(var=A)\"},"
-    "\"parse\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"1\",\"type\":\"a\",\"program\":\"B=LOCK(image=IMAGE)\"},"
+    "{\"good\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"1\",\"type\":\"a\","
+    "\"program\":\"B=LOC(image=IMAGE,object='TOP')\\nA=COUNT(box=B)\\nR=RESULT(var=A)\"},"
+    "\"wrong\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"one\",\"type\":\"a\","
+    "\"program\":\"B=LOC(image=IMAGE,object='TOP')\\nA=COUNT(box=B)\\nR=RESULT(var=A)\"},"
+    "\"parse\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"1\",\"type\":\"a\","
+    "\"program\":\"B=LOCK(image=IMAGE)\"},"
     "\"none\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"1\"},"
-    "\"runs\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"1\",\"type\":\"b\",\"program\":\"B=LOC(image=IMAGE,object='TOP')\\nA=COUNT(box=B)\\nC=EVAL(expr='{A} / ({A} - 1)')\\nR=RESULT(var=C)\"},"
-    "\"image\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"1\",\"type\":\"b\",\"program\":\"B=LOC(image=IMAGE,object='TOP')\\nA=CROP(image=IMAGE,box=B)\\nR=RESULT(var=A)\"},"
-    "\"lost\":{\"question\":\"q\",\"imageId\":\"nowhere\",\"answer\":\"1\",\"type\":\"b\",\"program\":\"B=LOC(image=IMAGE,object='TOP')\\nA=COUNT(box=B)\\nR=RESULT(var=A)\"},"
-    "\"secret\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"type\":\"b\",\"program\":\"B=LOC(image=IMAGE,object='TOP')\\nA=COUNT(box=B)\\nR=RESULT(var=A)\"}}";
+    "\"runs\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"1\",\"type\":\"b\","
+    "\"program\":\"B=LOC(image=IMAGE,object='TOP')\\nA=COUNT(box=B)\\nC=EVAL(expr='{A} / ({A} - "
+    "1)')\\nR=RESULT(var=C)\"},"
+    "\"image\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"1\",\"type\":\"b\","
+    "\"program\":\"B=LOC(image=IMAGE,object='TOP')\\nA=CROP(image=IMAGE,box=B)\\nR=RESULT(var=A)\"},"
+    "\"lost\":{\"question\":\"q\",\"imageId\":\"nowhere\",\"answer\":\"1\",\"type\":\"b\",\"program\":\"B="
+    "LOC(image=IMAGE,object='TOP')\\nA=COUNT(box=B)\\nR=RESULT(var=A)\"},"
+    "\"secret\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"type\":\"b\",\"program\":\"B=LOC("
+    "image=IMAGE,object='TOP')\\nA=COUNT(box=B)\\nR=RESULT(var=A)\"}}";
 
 /* The policy of eval.h: what parses badly, fails, or ends in an image is wrong; what has no pixels or no gold answer is left out. */
 TEST(eval_policy) {
@@ -265,25 +306,34 @@ TEST(eval_policy) {
     bench_open(&b, NULL);
     EvalConfig ec = eval_config(&d, &b.cfg);
     EvalResult r;
-    EXPECT(!eval_programs(&b.run, NULL, 0, &d, &ec, &r, &e) && e.status == FAIL_DATA && strstr(e.text, "1 of 2 images cannot be used (1 unreadable)"),
+    EXPECT(!eval_programs(&b.run, NULL, 0, &d, &ec, &r, &e) && e.status == FAIL_DATA &&
+               strstr(e.text, "1 of 2 images cannot be used (1 unreadable)"),
            "%s", e.text);
     e = (Error){0};
     ec.max_bad_percent = 50;
     EXPECT(eval_programs(&b.run, NULL, 0, &d, &ec, &r, &e), "%s", e.text);
-    EXPECT(r.n == 6 && r.right == 1 && r.failed == 4 && r.unparsed == 2, "n %d, right %d, failed %d, unparsed %d", (int)r.n, (int)r.right, (int)r.failed,
-           (int)r.unparsed);
-    EXPECT(r.skipped == 1 && r.bad_images == 1 && r.no_gold == 1, "skipped %d, bad images %d, no gold %d", (int)r.skipped, (int)r.bad_images, (int)r.no_gold);
-    EXPECT(strstr(r.first_failure, "question parse: line 1") && strstr(r.first_failure, "LOC"), "\"%s\"", r.first_failure);
-    EXPECT(r.ntypes == 3 && !strcmp(r.type[0].type, "(none)") && !strcmp(r.type[1].type, "a") && r.type[1].n == 3, "%d types, %s", r.ntypes, r.type[0].type);
+    EXPECT(r.n == 6 && r.right == 1 && r.failed == 4 && r.unparsed == 2,
+           "n %d, right %d, failed %d, unparsed %d", (int)r.n, (int)r.right, (int)r.failed, (int)r.unparsed);
+    EXPECT(r.skipped == 1 && r.bad_images == 1 && r.no_gold == 1, "skipped %d, bad images %d, no gold %d",
+           (int)r.skipped, (int)r.bad_images, (int)r.no_gold);
+    EXPECT(strstr(r.first_failure, "question parse: line 1") && strstr(r.first_failure, "LOC"), "\"%s\"",
+           r.first_failure);
+    EXPECT(r.ntypes == 3 && !strcmp(r.type[0].type, "(none)") && !strcmp(r.type[1].type, "a") &&
+               r.type[1].n == 3,
+           "%d types, %s", r.ntypes, r.type[0].type);
     run_close(&b.run);
     dataset_close(&d);
 
     /* None that can be put, though every image may be bad. */
-    write_questions(dir, sizeof dir, "nothing", "{\"lost\":{\"question\":\"q\",\"imageId\":\"nowhere\",\"answer\":\"1\",\"program\":\"R=RESULT(var=IMAGE)\"}}");
+    write_questions(dir, sizeof dir, "nothing",
+                    "{\"lost\":{\"question\":\"q\",\"imageId\":\"nowhere\",\"answer\":\"1\",\"program\":\"R="
+                    "RESULT(var=IMAGE)\"}}");
     CHECK(dataset_open(&d, &(DatasetConfig){.type = "gqa", .dir = dir, .split = "test"}, &e), "%s", e.text);
     bench_open(&b, NULL);
     ec.max_bad_percent = 100;
-    EXPECT(!eval_programs(&b.run, NULL, 0, &d, &ec, &r, &e) && e.status == FAIL_DATA && strstr(e.text, "1 have no usable image, 0 no answer"), "%s", e.text);
+    EXPECT(!eval_programs(&b.run, NULL, 0, &d, &ec, &r, &e) && e.status == FAIL_DATA &&
+               strstr(e.text, "1 have no usable image, 0 no answer"),
+           "%s", e.text);
     e = (Error){0};
     run_close(&b.run);
     dataset_close(&d);
@@ -293,7 +343,9 @@ TEST(eval_policy) {
     if (dataset_open(&d, &(DatasetConfig){.type = "gqa", .dir = dir, .split = "test"}, &e)) {
         bench_open(&b, NULL);
         ec = eval_config(&d, &b.cfg);
-        EXPECT(!eval_programs(&b.run, NULL, 0, &d, &ec, &r, &e) && e.status == FAIL_DATA && strstr(e.text, "no questions"), "\"%s\"", e.text);
+        EXPECT(!eval_programs(&b.run, NULL, 0, &d, &ec, &r, &e) && e.status == FAIL_DATA &&
+                   strstr(e.text, "no questions"),
+               "\"%s\"", e.text);
         run_close(&b.run);
         dataset_close(&d);
     }
@@ -304,8 +356,11 @@ TEST(eval_many_types) {
     enum { TYPES = 100 };
     char dir[300], *json = xcalloc(TYPES, 400), *at = json;
     for (int i = 0; i < TYPES; i++)
-        at += sprintf(at, "%s\"q%d\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"%d\",\"type\":\"a type with quite a long name, number %d\","
-                          "\"program\":\"B=LOC(image=IMAGE,object='TOP')\\nA=COUNT(box=B)\\nR=RESULT(var=A)\"}", i ? "," : "{", i, i & 1, i);
+        at += sprintf(at,
+                      "%s\"q%d\":{\"question\":\"q\",\"imageId\":\"hard_test_0000000\",\"answer\":\"%d\","
+                      "\"type\":\"a type with quite a long name, number %d\","
+                      "\"program\":\"B=LOC(image=IMAGE,object='TOP')\\nA=COUNT(box=B)\\nR=RESULT(var=A)\"}",
+                      i ? "," : "{", i, i & 1, i);
     /* 31 bytes of a name are kept: let them differ there */
     for (char *p = json; (p = strstr(p, "a type with quite a long name, number ")); p++) {
         char *digits = p + strlen("a type with quite a long name, number ");
@@ -323,8 +378,10 @@ TEST(eval_many_types) {
     EvalConfig ec = eval_config(&d, &b.cfg);
     EvalResult r;
     EXPECT(eval_programs(&b.run, NULL, 0, &d, &ec, &r, &e), "%s", e.text);
-    EXPECT(r.n == TYPES && r.right == TYPES / 2 && r.ntypes == EVAL_TYPES_MAX, "n %d, right %d, %d types", (int)r.n, (int)r.right, r.ntypes);
-    EXPECT(!strcmp(r.type[0].type, "(other)") && r.type[0].n == TYPES - EVAL_TYPES_MAX + 1, "%s holds %d", r.type[0].type, (int)r.type[0].n);
+    EXPECT(r.n == TYPES && r.right == TYPES / 2 && r.ntypes == EVAL_TYPES_MAX, "n %d, right %d, %d types",
+           (int)r.n, (int)r.right, r.ntypes);
+    EXPECT(!strcmp(r.type[0].type, "(other)") && r.type[0].n == TYPES - EVAL_TYPES_MAX + 1, "%s holds %d",
+           r.type[0].type, (int)r.type[0].n);
     run_close(&b.run);
     dataset_close(&d);
 }
@@ -334,11 +391,15 @@ TEST(eval_nlvr) {
     char dir[300], path[400];
     /* The module is a fool who says "blue": "is it blue?" of each statement is true. Groups: 1-?-0 has pairs 0 (right) and 1 (wrong),
      * 1-?-1 has one (right), 12-?-0 one (right): 12-0-0 is not 1-2-0-0. */
-    static const char *const lines[][2] = {{"t-1-0-0", "True"}, {"t-1-1-0", "False"}, {"t-1-0-1", "True"}, {"t-12-0-0", "True"}};
+    static const char *const lines[][2] = {
+        {"t-1-0-0", "True"}, {"t-1-1-0", "False"}, {"t-1-0-1", "True"}, {"t-12-0-0", "True"}};
     char text[4096] = "", *at = text;
     for (int i = 0; i < COUNT_OF(lines); i++)
-        at += sprintf(at, "{\"identifier\":\"%s\",\"sentence\":\"s\",\"label\":\"%s\",\"left\":\"hard_test_0000000.jpg\",\"right\":\"hard_test_0000001.jpg\","
-                          "\"program\":\"A=VQA(image=LEFT,question='x')\\nB=VQA(image=RIGHT,question='x')\\nC=EVAL(expr='{A} == {B}')\\nR=RESULT(var=C)\"}\n",
+        at += sprintf(at,
+                      "{\"identifier\":\"%s\",\"sentence\":\"s\",\"label\":\"%s\",\"left\":\"hard_test_"
+                      "0000000.jpg\",\"right\":\"hard_test_0000001.jpg\","
+                      "\"program\":\"A=VQA(image=LEFT,question='x')\\nB=VQA(image=RIGHT,question='x')\\nC="
+                      "EVAL(expr='{A} == {B}')\\nR=RESULT(var=C)\"}\n",
                       lines[i][0], lines[i][1]);
     write_questions(dir, sizeof dir, "nlvr", "{}");
     Error e = {0};
@@ -376,7 +437,8 @@ TEST(eval_end_to_end) {
         EXPECT(eval_end_to_end(&b.run, m, &j.data, &ec, &r[k], &e), "%s", e.text);
         EXPECT(r[k].n == 100 && !r[k].failed, "%d questions", (int)r[k].n);
     }
-    EXPECT(r[0].right == r[1].right && m->asks == 200, "%d and %d right of %d asks", (int)r[0].right, (int)r[1].right, (int)m->asks);
+    EXPECT(r[0].right == r[1].right && m->asks == 200, "%d and %d right of %d asks", (int)r[0].right,
+           (int)r[1].right, (int)m->asks);
     module_close(m);
     run_close(&b.run);
     scene_jobs_close(&j);

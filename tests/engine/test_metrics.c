@@ -97,7 +97,8 @@ TEST(progress_plain_and_terminal) {
     fflush(p.out);
     const char *const plain[] = {"train 50/200 (25%)", "train 200/200 (100%)", "loss 0.25\n",
                                  "train: 200 in 0:00, loss 0.25\n"};
-    for (int i = 0; i < COUNT_OF(plain); i++) EXPECT(strstr(text, plain[i]), "no \"%s\" in %s", plain[i], text);
+    for (int i = 0; i < COUNT_OF(plain); i++)
+        EXPECT(strstr(text, plain[i]), "no \"%s\" in %s", plain[i], text);
     EXPECT(!strchr(text, '\r') && !strchr(text, 27), "a terminal's codes in %s", text);
     p.terminal = true;
     p.shown = p.start - 1; /* as if a second had passed */

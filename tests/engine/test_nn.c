@@ -17,7 +17,8 @@ static void net_open(Net *n, bool trained) {
     params_alloc(&n->ps, n->rig.dev, trained);
     params_init(&n->ps, 3, 0);
     float *v = n->ps.value;
-    for (int64_t i = 0; i < n->ps.total; i++) v[i] += 0.1f * sinf((float)i); /* biases and gains that matter */
+    for (int64_t i = 0; i < n->ps.total; i++)
+        v[i] += 0.1f * sinf((float)i); /* biases and gains that matter */
 }
 
 static void net_close(Net *n) {
@@ -44,7 +45,8 @@ TEST(nn_first_token_block) {
             params_zero_grad(&n.ps);
             BlockSpec s = {.H = 3, .eps = 1e-5f, .act = act ? ACT_QUICK_GELU : ACT_GELU};
             Tensor *x = masked(c, &s), *y = block_forward(c, &n.block[0], x, &s);
-            y = first ? block_forward_first(c, &n.block[1], y, &s) : op_slice_tokens(c, block_forward(c, &n.block[1], y, &s), 0, 1);
+            y = first ? block_forward_first(c, &n.block[1], y, &s)
+                      : op_slice_tokens(c, block_forward(c, &n.block[1], y, &s), 0, 1);
             EXPECT(y->shape[0] == B && y->shape[1] == 1 && y->shape[2] == C, "shape");
             seed_gradient(c, y, dy);
             tape_backward(c);
@@ -85,7 +87,8 @@ TEST(nn_inference_is_training) {
             if (!causal) x = block_forward_first(c, &n.block[1], x, &s);
             out[training] = memcpy(xcalloc((size_t)numel(x), 4), x->data, tensor_bytes(x));
         }
-        EXPECT(!memcmp(out[0], out[1], (size_t)(B * (causal ? T : 1) * C) * 4), "values differ without the tape");
+        EXPECT(!memcmp(out[0], out[1], (size_t)(B * (causal ? T : 1) * C) * 4),
+               "values differ without the tape");
         EXPECT(used[0] <= 2 * (B * T * C * 4 + 64), "inference keeps %zu bytes for two blocks", used[0]);
         EXPECT(used[1] > used[0], "training keeps %zu bytes", used[1]);
         free(out[0]);

@@ -85,7 +85,8 @@ GRAPH(masked_attention) {
 }
 GRAPH(cross_attention) { return op_cross_attention(c, x[0], x[1], 2, NULL); }
 GRAPH(masked_cross) {
-    static const uint8_t mask[2][3] = {{1, 1, 0}, {0, 0, 0}}; /* the second sees nothing: zeros, no gradient */
+    static const uint8_t mask[2][3] = {{1, 1, 0},
+                                       {0, 0, 0}}; /* the second sees nothing: zeros, no gradient */
     return op_cross_attention(c, x[0], x[1], 2, ctx_upload(c, mask, sizeof mask));
 }
 
@@ -98,7 +99,8 @@ TEST(op_norms_and_attention) {
         {"causal attention", causal_attention, .nleaves = 1, .leaf = {L(1, 4, 12)}, .bound = 1e-3},
         {"masked attention", masked_attention, .nleaves = 1, .leaf = {L(2, 4, 18)}, .bound = 1e-3},
         {"cross attention", cross_attention, .nleaves = 2, .leaf = {L(2, 4, 6), L(2, 3, 12)}, .bound = 1e-3},
-        {"cross attention, masked", masked_cross, .nleaves = 2, .leaf = {L(2, 2, 4), L(2, 3, 8)}, .bound = 1e-3},
+        {"cross attention, masked", masked_cross, .nleaves = 2, .leaf = {L(2, 2, 4), L(2, 3, 8)},
+         .bound = 1e-3},
     };
     for (int i = 0; i < COUNT_OF(cases); i++) graph_check(&cases[i]);
 }
@@ -122,7 +124,9 @@ GRAPH(interp_rows) {
     static const float w[3][4] = {{0.1f, 0.2f, 0.3f, 0.4f}, {0.25f, 0.25f, 0.5f, 0}, {1, -1, 0.5f, 0}};
     return op_interp_rows(c, x[0], idx[0], w[0], 3);
 }
-GRAPH(pair_scores) { return op_pair_scores(c, x[0], x[1], (int32_t[]){0, 1, 1, 0}, (int32_t[]){2, 0, 0, 1}, 4); }
+GRAPH(pair_scores) {
+    return op_pair_scores(c, x[0], x[1], (int32_t[]){0, 1, 1, 0}, (int32_t[]){2, 0, 0, 1}, 4);
+}
 GRAPH(reshape) { return op_mul(c, RESHAPE(c, x[0], 4, 3), x[1]); }
 
 TEST(op_rows) {
@@ -155,7 +159,8 @@ GRAPH(focal) {
     static const float w[3][4] = {{1, 0, 1, 2}, {0, 0, 0, 0}, {1, 0.5f, 1, 1}};
     return op_focal_loss(c, x[0], soft[0], w[0], 0.25f, 2);
 }
-static const float boxes[3][4] = {{0.5f, 0.5f, 0.4f, 0.4f}, {0.2f, 0.3f, 0.1f, 0.2f}, {0.9f, 0.9f, 0.1f, 0.15f}};
+static const float boxes[3][4] = {
+    {0.5f, 0.5f, 0.4f, 0.4f}, {0.2f, 0.3f, 0.1f, 0.2f}, {0.9f, 0.9f, 0.1f, 0.15f}};
 GRAPH(box) { return op_box_loss(c, x[0], boxes[0], row_weight, 0, 2, false); }
 /* The distance has corners where box and target agree in a value: values here are off by at least the step. */
 GRAPH(box_l1) { return op_box_loss(c, x[0], boxes[0], row_weight, 1, 0, false); }
@@ -181,7 +186,8 @@ TEST(op_loss_value) {
     Tensor *x = RANDOM(&r.ctx, 1, true, 2, 3);
     Tensor *rows = op_ce_loss(&r.ctx, x, (int32_t[]){0, 2}, (float[]){0.25f, 0.75f}, 0);
     const float *p = rows->data;
-    EXPECT(numel(rows) == 2 && loss_value(&r.ctx, rows) == (double)p[0] + (double)p[1], "rows %g %g", (double)p[0], (double)p[1]);
+    EXPECT(numel(rows) == 2 && loss_value(&r.ctx, rows) == (double)p[0] + (double)p[1], "rows %g %g",
+           (double)p[0], (double)p[1]);
     EXPECT(!memcmp(to_host(&r.ctx, x), x->data, 24), "to_host");
     rig_close(&r);
 }

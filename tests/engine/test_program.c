@@ -430,15 +430,20 @@ TEST(program_examples) {
 }
 
 /* Section 2: lines and what a person reads. `want` starting with '!': refused, with this in the sentence. */
-static const struct { const char *line, *want; } lines[] = {
-    {"A=VQA(image=LEFT,question=\"Is the dog's tail up?\")", "A VQA|image=LEFT|question=\"Is the dog's tail up?\""},
-    {"A=VQA(image=LEFT,question='Is the dog\\'s tail up?')", "A VQA|image=LEFT|question=\"Is the dog's tail up?\""},
-    {"A=VQA(image=LEFT,question='Is the dog's tail up?')", "A VQA|image=LEFT|question=\"Is the dog's tail up?\""},
+static const struct { const char *line, *want;
+} lines[] = {
+    {"A=VQA(image=LEFT,question=\"Is the dog's tail up?\")",
+     "A VQA|image=LEFT|question=\"Is the dog's tail up?\""},
+    {"A=VQA(image=LEFT,question='Is the dog\\'s tail up?')",
+     "A VQA|image=LEFT|question=\"Is the dog's tail up?\""},
+    {"A=VQA(image=LEFT,question='Is the dog's tail up?')",
+     "A VQA|image=LEFT|question=\"Is the dog's tail up?\""},
     {"A=VQA(image=LEFT,question='Does it have Disney's Frozen on it?')",
      "A VQA|image=LEFT|question=\"Does it have Disney's Frozen on it?\""},
     {"A=VQA(image=LEFT,question='the dogs' tails, and the cat's, are they up?')",
      "A VQA|image=LEFT|question=\"the dogs' tails, and the cat's, are they up?\""},
-    {"A=VQA(question='Is the dog's tail up?', image=LEFT)", "A VQA|image=LEFT|question=\"Is the dog's tail up?\""},
+    {"A=VQA(question='Is the dog's tail up?', image=LEFT)",
+     "A VQA|image=LEFT|question=\"Is the dog's tail up?\""},
     {"A=VQA(image=LEFT,question='What is it, and is it red = true?')",
      "A VQA|image=LEFT|question='What is it, and is it red = true?'"},
     {"A=VQA(image=LEFT,question='(how many?)')", "A VQA|image=LEFT|question='(how many?)'"},
@@ -458,10 +463,12 @@ static const struct { const char *line, *want; } lines[] = {
     {"A=LIST(query='colors',max=-1)", "A LIST|query='colors'|max=-1"},
     {"A=LIST(query='a \\\"b\\\" \\\\ c')", "A LIST|query='a \"b\" \\ c'"},
 
-    {"A=VQA(image=LEFT,question='unterminated)", "!column 27: the string that starts here has no closing quote"},
+    {"A=VQA(image=LEFT,question='unterminated)",
+     "!column 27: the string that starts here has no closing quote"},
     {"A=LOC(image=LEFT,object=['a','b'])", "!LOC wants a string for object, this is a list"},
     {"A=LOC(image=LEFT,object='a', object='b')", "!column 30: object is given twice"},
-    {"A=LOC(image=LEFT,object=table)", "!LOC reads table, which no earlier step wrote (a text goes between quotes)"},
+    {"A=LOC(image=LEFT,object=table)",
+     "!LOC reads table, which no earlier step wrote (a text goes between quotes)"},
     {"A=LOC(image=LEFT)", "!LOC has no object="},
     {"A=LOC(image=LEFT,objct='b')", "!LOC has no argument objct (did you mean object?)"},
     {"A=LOC(image='LEFT',object='b')", "!LOC wants an image for image, this is a string"},
@@ -479,7 +486,8 @@ static const struct { const char *line, *want; } lines[] = {
     {"A=EVAL(expr=LEFT)", "!EVAL wants its expr between quotes"},
     {"A=EVAL(expr='{LEFT} == 1')", "!LEFT is an image"},
     {"A=EVAL(expr='{RIHGT} == 1')", "!RIHGT is not written by any earlier step (did you mean RIGHT?)"},
-    {"A=EVAL(expr=\"'yes' if 1 > 0 and else 'no'\")", "!EVAL: expression, column 20: expected a value, found 'else'"},
+    {"A=EVAL(expr=\"'yes' if 1 > 0 and else 'no'\")",
+     "!EVAL: expression, column 20: expected a value, found 'else'"},
     {"A=COUNT(box=LEFT)", "!COUNT wants a box list or objects or a list for box, LEFT is an image"},
     {"# only a comment", "!the program has no steps"},
     {"A\xff=COUNT(box=LEFT)", "!column 2: byte 0xff is not text"},
@@ -507,21 +515,27 @@ TEST(program_lines) {
 }
 
 /* Mistakes that need more than one line, and the whole sentence. */
-static const struct { bool strict; const char *text, *want; } mistakes[] = {
-    {0, "ANSWER0=VQA(image=IMAGE,question='a')\nANSWER1=VQA(image=IMAGE,question='b')\n"
-        "ANSWER2=EVAL(expr='{ANSWER0} or {ANSWER1}')\n\n# the shipped prompt's mistake\nF=RESULT(var=ANSWER)",
+static const struct { bool strict; const char *text, *want;
+} mistakes[] = {
+    {0,
+     "ANSWER0=VQA(image=IMAGE,question='a')\nANSWER1=VQA(image=IMAGE,question='b')\n"
+     "ANSWER2=EVAL(expr='{ANSWER0} or {ANSWER1}')\n\n# the shipped prompt's mistake\nF=RESULT(var=ANSWER)",
      "line 6: RESULT reads ANSWER, which no earlier step wrote (did you mean ANSWER2?)"},
-    {0, "A=VQA(image=IMAGE,question='a')", "line 1: the program ends without RESULT (add FINAL_RESULT=RESULT(var=A))"},
-    {0, "A=RESULT(var=IMAGE)\nB=RESULT(var=IMAGE)", "line 2: a step after RESULT in line 1, which ends the program"},
+    {0, "A=VQA(image=IMAGE,question='a')",
+     "line 1: the program ends without RESULT (add FINAL_RESULT=RESULT(var=A))"},
+    {0, "A=RESULT(var=IMAGE)\nB=RESULT(var=IMAGE)",
+     "line 2: a step after RESULT in line 1, which ends the program"},
     {0, "B=LOC(image=IMAGE,object='x')\nC=CROP(image=B,box=B)\nR=RESULT(var=C)",
      "line 2, column 14: CROP wants an image for image, B is a box list"},
     {0, "B=LOC(image=IMAGE,object='x')\nA=EVAL(expr='{B} + 1')\nR=RESULT(var=A)",
-     "line 2: EVAL: expression, column 1: + wants a bool or an int or a float or a string, this is a box list"},
+     "line 2: EVAL: expression, column 1: + wants a bool or an int or a float or a string, this is a box "
+     "list"},
     {0, "A=EVAL(expr='1 > 0')\nC=CROP(image=IMAGE,box=A)\nR=RESULT(var=C)",
      "line 2, column 24: CROP wants a box list or objects for box, A is a bool"},
     {1, "A=VQA(image=IMAGE,question='a')\nA=VQA(image=IMAGE,question='b')\nR=RESULT(var=A)",
      "line 2: A was already written in line 1 (choose another name)"},
-    {1, "IMAGE=CROP(image=IMAGE,box=IMAGE)", "line 1, column 28: CROP wants a box list or objects for box, IMAGE is an image"},
+    {1, "IMAGE=CROP(image=IMAGE,box=IMAGE)",
+     "line 1, column 28: CROP wants a box list or objects for box, IMAGE is an image"},
     {1, "B=LOC(image=IMAGE,object='x')\nIMAGE=CROP(image=IMAGE,box=B)\nR=RESULT(var=IMAGE)",
      "line 2: IMAGE is given and cannot be written (choose another name)"},
 };
@@ -539,14 +553,16 @@ TEST(program_mistakes) {
 
 TEST(program_dressing) {
     /* Fences, comments, Windows line ends, blank lines, a byte order mark: the same program. */
-    const char *text = "\xef\xbb\xbf```python\r\nProgram:\r\n\r\n  # find it\r\n  B = LOC(image=IMAGE, object='cup')  \r\n"
-                       "\tN=COUNT(box=B)# all\r\nR=RESULT(var=N)\r\n```\r\n\r\n";
+    const char *text =
+        "\xef\xbb\xbf```python\r\nProgram:\r\n\r\n  # find it\r\n  B = LOC(image=IMAGE, object='cup')  \r\n"
+        "\tN=COUNT(box=B)# all\r\nR=RESULT(var=N)\r\n```\r\n\r\n";
     Program p;
     Error e;
     char got[256];
     EXPECT(parse(&p, &dialect_gqa, text, &e), "%s", e.text);
     EXPECT(p.nsteps == 3 && p.steps[0].line == 5, "%d steps", p.nsteps);
-    EXPECT(p.steps[0].ntext == 34 && !memcmp(p.text + p.steps[0].text, "B = LOC(", 8), "text of %d", p.steps[0].ntext);
+    EXPECT(p.steps[0].ntext == 34 && !memcmp(p.text + p.steps[0].text, "B = LOC(", 8), "text of %d",
+           p.steps[0].ntext);
     EXPECT(run(got, sizeof got, &p, "B=3 box(es)", &e) && !strcmp(got, "3"), "%s", e.text);
 }
 
@@ -554,18 +570,24 @@ static bool list_is(const int *at, int n, const char *want) {
     char got[64];
     int k = 0;
     got[0] = 0;
-    for (int i = 0; i < n && k < 60; i++) k += snprintf(got + k, sizeof got - (size_t)k, "%s%d", i ? " " : "", at[i]);
+    for (int i = 0; i < n && k < 60; i++)
+        k += snprintf(got + k, sizeof got - (size_t)k, "%s%d", i ? " " : "", at[i]);
     return !strcmp(got, want);
 }
 
 TEST(program_links) {
     /* 0 B, 1 I, 2 A, 3 X (nobody reads it), 4 E, 5 R */
-    const char *text = "B=LOC(image=IMAGE,object='cup')\nI=CROP(image=IMAGE,box=B)\nA=VQA(image=I,question='q')\n"
-                       "X=VQA(image=I,question='r')\nE=EVAL(expr='{A} == {A} and len({B}) > 0')\nR=RESULT(var=E)";
-    static const struct { const char *reads, *waits, *users, *dependants; bool needed; const char *module; } want[] = {
-        {"0", "", "1 4", "1 2 3 4 5", true, "LOC"},    {"0 1", "0", "2 3", "2 3 4 5", true, NULL},
-        {"2", "1", "4", "4 5", true, "VQA"},           {"2", "1", "", "", false, "VQA"},
-        {"3 1", "2 0", "5", "5", true, NULL},          {"5", "4", "", "", true, NULL},
+    const char *text =
+        "B=LOC(image=IMAGE,object='cup')\nI=CROP(image=IMAGE,box=B)\nA=VQA(image=I,question='q')\n"
+        "X=VQA(image=I,question='r')\nE=EVAL(expr='{A} == {A} and len({B}) > 0')\nR=RESULT(var=E)";
+    static const struct {
+        const char *reads, *waits, *users, *dependants;
+        bool needed;
+        const char *module;
+    } want[] = {
+        {"0", "", "1 4", "1 2 3 4 5", true, "LOC"}, {"0 1", "0", "2 3", "2 3 4 5", true, NULL},
+        {"2", "1", "4", "4 5", true, "VQA"},        {"2", "1", "", "", false, "VQA"},
+        {"3 1", "2 0", "5", "5", true, NULL},       {"5", "4", "", "", true, NULL},
     };
     Program p;
     Error e;
@@ -593,16 +615,18 @@ TEST(program_overwrites) {
 }
 
 TEST(program_run_errors) {
-    static const struct { const char *text, *mock, *want; } cases[] = {
+    static const struct { const char *text, *mock, *want;
+    } cases[] = {
         {"A=VQA(image=IMAGE,question='q')\n\nB=EVAL(expr='{A} >= 7')\nR=RESULT(var=B)", "A=many",
          "line 3: EVAL: >= cannot take 'many' and 7"},
         {"A=VQA(image=IMAGE,question='q')\nB=EVAL(expr='4 // {A}')\nR=RESULT(var=B)", "A=0",
          "line 2: EVAL: division by zero"},
         {"A=SEG(image=IMAGE)\nR=RESULT(var=A)", "",
-         "line 1: SEG: it needs a panoptic segmentation network (MaskFormer), which this build does not have"},
+         "line 1: SEG: it needs a panoptic segmentation network (MaskFormer), which this build does not "
+         "have"},
         {"A=VQA(image=IMAGE,question='q')\nB=LOC(image=IMAGE,object='x')\nC=EVAL(expr='{A} if 1 else {B}')\n"
-         "D=CROP(image=IMAGE,box=C)\nR=RESULT(var=D)", "A=red|B=1 box(es)",
-         "line 4: CROP: it wants a box list or objects for box, got a string"},
+         "D=CROP(image=IMAGE,box=C)\nR=RESULT(var=D)",
+         "A=red|B=1 box(es)", "line 4: CROP: it wants a box list or objects for box, got a string"},
     };
     for (int i = 0; i < COUNT_OF(cases); i++) {
         Program p;
@@ -646,8 +670,21 @@ TEST(program_hostile) {
     EXPECT(accepted < tried, "%d of %d mutations accepted", accepted, tried);
     EXPECT(worst < 64 << 10, "%zu bytes", worst);
 
-    static const char *const pieces[] = {"A=VQA(image=IMAGE,question='x')\n", "'", "(", "{", "\n", "A=", "A=EVAL(expr='",
-                                         "'a',", "not ", "\\", "A=RESULT(var=A)\n", "# ", "\xe2\x80\x99", "-", "A=LIST(query='"};
+    static const char *const pieces[] = {"A=VQA(image=IMAGE,question='x')\n",
+                                         "'",
+                                         "(",
+                                         "{",
+                                         "\n",
+                                         "A=",
+                                         "A=EVAL(expr='",
+                                         "'a',",
+                                         "not ",
+                                         "\\",
+                                         "A=RESULT(var=A)\n",
+                                         "# ",
+                                         "\xe2\x80\x99",
+                                         "-",
+                                         "A=LIST(query='"};
     static char big[PROGRAM_TEXT_MAX + 1];
     for (int i = 0; i < COUNT_OF(pieces); i++)
         for (int k = 0; k < COUNT_OF(pieces); k++) {
@@ -682,12 +719,14 @@ TEST(answers_as_text) {
           f = value_float(2.5), img = value_image(0, 4, 4);
     Boxes *b = boxes_new(fresh(), 2, (Rect){0, 0, 4, 4});
     Value boxes = value_boxes(b);
-    static const char *const want[] = {"yes", "True", "red", "red", "yes", "True", "-3", "-3", "2.5", "2.5", "2", "2"};
+    static const char *const want[] = {"yes", "True", "red", "red", "yes", "True",
+                                       "-3",  "-3",   "2.5", "2.5", "2",   "2"};
     const Value *v[] = {&yes, &red, &t, &n, &f, &boxes};
     for (int i = 0; i < COUNT_OF(want); i++) {
         bool ok = answer_text(out, sizeof out, v[i / 2], (AnswerStyle)(i % 2), &e);
         EXPECT(ok && !strcmp(out, want[i]), "%d: %s, want %s", i, out, want[i]);
     }
-    EXPECT(!answer_text(out, sizeof out, &img, ANSWER_YES_NO, &e) && strstr(e.text, "an image"), "%s", e.text);
+    EXPECT(!answer_text(out, sizeof out, &img, ANSWER_YES_NO, &e) && strstr(e.text, "an image"), "%s",
+           e.text);
     EXPECT(!answer_text(out, 3, &red, ANSWER_YES_NO, &e), "no room, yet %s", out);
 }

@@ -41,7 +41,8 @@ static bool ready(void) {
     snprintf(loc, sizeof loc, "%s/run-loc", test_dir());
     save_fresh("configs/models/tiny-vilt", vqa, 3);
     save_fresh("configs/models/tiny-owlvit", loc, 4);
-    for (int i = 0; i < 2; i++) snprintf(image[i], sizeof image[i], "%s/images/clean_train_000000%d.jpg", tiny_scenes(), i);
+    for (int i = 0; i < 2; i++)
+        snprintf(image[i], sizeof image[i], "%s/images/clean_train_000000%d.jpg", tiny_scenes(), i);
     return true;
 }
 
@@ -62,22 +63,30 @@ TEST(run_programs_of_a_file) {
     if (!ready()) return;
     Child c;
     char programs[PATH_MAX], json[PATH_MAX], html[PATH_MAX];
-    snprintf(programs, sizeof programs, "%s",
-             write_text("some.txt", "\n# only a comment\n\n" GOOD "\n \t\n" LONG "\r\n"
-                                    "A=VQA(image=IMAGE,question='x')\nB=CUONT(box=A)\nFINAL_RESULT=RESULT(var=B)\n\n"
-                                    "A=VQA(image=IMAGE,question='x')\nB=EVAL(expr='{A} + 1')\nFINAL_RESULT=RESULT(var=B)\n\n"
-                                    "BOX0=LOC(image=IMAGE,object='LEFT')\nFINAL_RESULT=RESULT(var=BOX0)\n\n"
-                                    "BOX0=LOC(image=IMAGE,object='LEFT')\nIMAGE0=CROP(image=IMAGE,box=BOX0)\nFINAL_RESULT=RESULT(var=IMAGE0)"));
+    snprintf(
+        programs, sizeof programs, "%s",
+        write_text("some.txt",
+                   "\n# only a comment\n\n" GOOD "\n \t\n" LONG "\r\n"
+                   "A=VQA(image=IMAGE,question='x')\nB=CUONT(box=A)\nFINAL_RESULT=RESULT(var=B)\n\n"
+                   "A=VQA(image=IMAGE,question='x')\nB=EVAL(expr='{A} + 1')\nFINAL_RESULT=RESULT(var=B)\n\n"
+                   "BOX0=LOC(image=IMAGE,object='LEFT')\nFINAL_RESULT=RESULT(var=BOX0)\n\n"
+                   "BOX0=LOC(image=IMAGE,object='LEFT')\nIMAGE0=CROP(image=IMAGE,box=BOX0)\nFINAL_RESULT="
+                   "RESULT(var=IMAGE0)"));
     snprintf(json, sizeof json, "%s", file_of("some.jsonl"));
     snprintf(html, sizeof html, "%s", file_of("some.html"));
-    int status = command(&c, NULL, "run --image %s --program %s --vqa %s --loc %s --json %s --trace %s run.threads=1", image[0], programs, vqa, loc, json, html);
+    int status =
+        command(&c, NULL, "run --image %s --program %s --vqa %s --loc %s --json %s --trace %s run.threads=1",
+                image[0], programs, vqa, loc, json, html);
     EXPECT(status == FAIL_DATA, "status %d: %s", status, c.text);
     EXPECT(count_lines(c.text) == 7, "six programs and the summary, not:\n%s", c.text);
     char want[2][PATH_MAX + 100];
-    snprintf(want[0], sizeof want[0], "error: %s:17: there is no step CUONT (did you mean COUNT?)\n", programs);
+    snprintf(want[0], sizeof want[0], "error: %s:17: there is no step CUONT (did you mean COUNT?)\n",
+             programs);
     snprintf(want[1], sizeof want[1], "error: %s:21: ", programs);
     EXPECT(strstr(c.text, want[0]) && strstr(c.text, want[1]), "the places of the errors:\n%s", c.text);
-    EXPECT(strstr(c.text, "1 box: [0, 0, 96, 144] 1.000\n") && strstr(c.text, "crop [0, 0, 120, 144] of IMAGE\n"), "boxes and crops:\n%s", c.text);
+    EXPECT(strstr(c.text, "1 box: [0, 0, 96, 144] 1.000\n") &&
+               strstr(c.text, "crop [0, 0, 120, 144] of IMAGE\n"),
+           "boxes and crops:\n%s", c.text);
     EXPECT(strstr(c.text, "2 of 6 programs failed"), "%s", c.text);
 
     /* The JSON says the same. */
@@ -87,31 +96,44 @@ TEST(run_programs_of_a_file) {
     EXPECT(file_read(json, &text, &n, 1 << 24, &e), "%s", e.text);
     said = strtok_r(out, "\n", &save_said);
     int number = 0;
-    for (line = text ? strtok_r(text, "\n", &save) : NULL; line && said; line = strtok_r(NULL, "\n", &save), said = strtok_r(NULL, "\n", &save_said), number++) {
+    for (line = text ? strtok_r(text, "\n", &save) : NULL; line && said;
+         line = strtok_r(NULL, "\n", &save), said = strtok_r(NULL, "\n", &save_said), number++) {
         json_error_t je;
         json_t *o = json_loads(line, 0, &je);
         EXPECT(o, "line %d: %s", number, je.text);
-        const char *result = json_string_value(json_object_get(o, "result")), *error = json_string_value(json_object_get(o, "error"));
-        EXPECT(!!result != !!error && !strcmp(result ? result : said, said) && (!error || strstr(said, error)), "program %d: \"%s\" and \"%s\"", number, line, said);
+        const char *result = json_string_value(json_object_get(o, "result")),
+                   *error = json_string_value(json_object_get(o, "error"));
+        EXPECT(!!result != !!error && !strcmp(result ? result : said, said) &&
+                   (!error || strstr(said, error)),
+               "program %d: \"%s\" and \"%s\"", number, line, said);
         if (number == 1) {
-            json_t *steps = json_object_get(o, "steps"), *last = json_array_get(steps, 5), *asked = json_array_get(steps, 3);
-            EXPECT(json_array_size(steps) == 6 && !strcmp(json_string_value(json_object_get(o, "question")), "Are there two balls?"), "%s", line);
+            json_t *steps = json_object_get(o, "steps"), *last = json_array_get(steps, 5),
+                   *asked = json_array_get(steps, 3);
+            EXPECT(json_array_size(steps) == 6 &&
+                       !strcmp(json_string_value(json_object_get(o, "question")), "Are there two balls?"),
+                   "%s", line);
             EXPECT(json_integer_value(json_object_get(last, "line")) == 14, "RESULT is on line 14: %s", line);
-            EXPECT(json_object_size(json_object_get(asked, "probs")) == 3 && json_array_size(json_object_get(asked, "rect")) == 4, "%s", line);
+            EXPECT(json_object_size(json_object_get(asked, "probs")) == 3 &&
+                       json_array_size(json_object_get(asked, "rect")) == 4,
+                   "%s", line);
         }
         json_decref(o);
     }
     EXPECT(number == 6, "%d lines of JSON", number);
     free(text);
     free(out);
-    EXPECT(file_read(html, &text, &n, 1 << 24, &e) && strstr(text, "Are there two balls?") && strstr(text, "2 failed") && strstr(text, "</html>"), "%s", e.text);
+    EXPECT(file_read(html, &text, &n, 1 << 24, &e) && strstr(text, "Are there two balls?") &&
+               strstr(text, "2 failed") && strstr(text, "</html>"),
+           "%s", e.text);
     free(text);
 }
 
 /* VQA's answer is the one that the module gives when it is asked directly; batches change nothing. */
 TEST(run_answers_as_the_modules) {
     if (!ready()) return;
-    static const char *const questions[] = {"What color is the ball?", "Is there a box?", "How many cups are there?", "What is this?", "What shape is the red thing?"};
+    static const char *const questions[] = {"What color is the ball?", "Is there a box?",
+                                            "How many cups are there?", "What is this?",
+                                            "What shape is the red thing?"};
     Rig r;
     rig_open(&r);
     rig_begin(&r, false);
@@ -120,7 +142,9 @@ TEST(run_answers_as_the_modules) {
     char *data, programs[2048] = "", one[512];
     size_t size;
     ImageView v;
-    CHECK(m && file_read(image[1], &data, &size, 1 << 24, &e) && jpeg_decode(&r.host, data, size, 0, &v, NULL, NULL, &e), "%s", e.text);
+    CHECK(m && file_read(image[1], &data, &size, 1 << 24, &e) &&
+              jpeg_decode(&r.host, data, size, 0, &v, NULL, NULL, &e),
+          "%s", e.text);
     free(data);
     char want[1024] = "";
     for (int i = 0; i < COUNT_OF(questions); i++) {
@@ -129,13 +153,17 @@ TEST(run_answers_as_the_modules) {
         module_begin(m);
         module_forward(m, &r.ctx, &ask, 1, &o);
         const float *logits = to_host(&r.ctx, o.logits);
-        snprintf(want + strlen(want), sizeof want - strlen(want), "%s\n", m->label[argmax(logits, m->nlabels)]);
-        snprintf(one, sizeof one, "A=VQA(image=IMAGE,question='%s')\nFINAL_RESULT=RESULT(var=A)\n\n", questions[i]);
+        snprintf(want + strlen(want), sizeof want - strlen(want), "%s\n",
+                 m->label[argmax(logits, m->nlabels)]);
+        snprintf(one, sizeof one, "A=VQA(image=IMAGE,question='%s')\nFINAL_RESULT=RESULT(var=A)\n\n",
+                 questions[i]);
         strcat(programs, one);
     }
     Child c;
-    int status = command(&c, NULL, "run --image %s --program %s --vqa %s", image[1], write_text("vqa.txt", programs), vqa);
-    EXPECT(status == 0 && !strcmp(c.text, want), "status %d, the command says:\n%snot:\n%s", status, c.text, want);
+    int status = command(&c, NULL, "run --image %s --program %s --vqa %s", image[1],
+                         write_text("vqa.txt", programs), vqa);
+    EXPECT(status == 0 && !strcmp(c.text, want), "status %d, the command says:\n%snot:\n%s", status, c.text,
+           want);
     module_close(m);
     rig_close(&r);
 }
@@ -150,13 +178,17 @@ TEST(run_pairs_and_stdin) {
     if (!ready()) return;
     Child c;
     char line[4 * PATH_MAX];
-    given = write_text("pair.txt", "A=VQA(image=LEFT,question='Is there a cup?')\nB=VQA(image=RIGHT,question='Is there a cup?')\n"
-                                   "C=EVAL(expr='{A} == {B} or {A} != {B}')\nFINAL_ANSWER=RESULT(var=C)\n\n"
-                                   "C=EVAL(expr='1 > 2')\nFINAL_ANSWER=RESULT(var=C)\n\nFINAL_ANSWER=RESULT(var=RIGHT)\n");
-    snprintf(line, sizeof line, "run --left %s --right %s --program - --strict model.vqa=%s --trace %s", image[0], image[1], vqa, file_of("pair.html"));
+    given = write_text(
+        "pair.txt",
+        "A=VQA(image=LEFT,question='Is there a cup?')\nB=VQA(image=RIGHT,question='Is there a cup?')\n"
+        "C=EVAL(expr='{A} == {B} or {A} != {B}')\nFINAL_ANSWER=RESULT(var=C)\n\n"
+        "C=EVAL(expr='1 > 2')\nFINAL_ANSWER=RESULT(var=C)\n\nFINAL_ANSWER=RESULT(var=RIGHT)\n");
+    snprintf(line, sizeof line, "run --left %s --right %s --program - --strict model.vqa=%s --trace %s",
+             image[0], image[1], vqa, file_of("pair.html"));
     command_start(&c, NULL, from_file, line);
     int status = command_wait(&c);
-    EXPECT(status == 0 && !strcmp(c.text, "True\nFalse\ncrop [0, 0, 192, 144] of RIGHT\n"), "status %d: %s", status, c.text);
+    EXPECT(status == 0 && !strcmp(c.text, "True\nFalse\ncrop [0, 0, 192, 144] of RIGHT\n"), "status %d: %s",
+           status, c.text);
 }
 
 TEST(run_ends_with_the_documented_status) {
@@ -166,7 +198,8 @@ TEST(run_ends_with_the_documented_status) {
     snprintf(good, sizeof good, "%s", write_text("good.txt", GOOD));
     snprintf(bad, sizeof bad, "%s", write_text("bad.jpg", "this is no JPEG"));
     snprintf(needs_loc, sizeof needs_loc, "%s", write_text("loc.txt", GOOD "\n" LONG));
-    const struct { int status; const char *say; const char *line; } cases[] = {
+    const struct { int status; const char *say; const char *line;
+    } cases[] = {
         {FAIL_USAGE, "name the image", "run"},
         {FAIL_USAGE, "name the image", "run --left a.jpg --program x"},
         {FAIL_USAGE, "name the file of programs", "run --image a.jpg"},
@@ -176,7 +209,8 @@ TEST(run_ends_with_the_documented_status) {
         {FAIL_DATA, "no-such.txt", "run --image IMAGE --program no-such.txt"},
         {FAIL_DATA, "no-such.jpg", "run --image no-such.jpg --program GOOD --vqa VQA"},
         {FAIL_DATA, "bad.jpg", "run --image BAD --program GOOD --vqa VQA"},
-        {FAIL_CONFIG, ":1: the program asks the VQA module; name its folder with --vqa", "run --image IMAGE --program GOOD"},
+        {FAIL_CONFIG, ":1: the program asks the VQA module; name its folder with --vqa",
+         "run --image IMAGE --program GOOD"},
         {FAIL_CONFIG, ":5: the program asks the LOC module", "run --image IMAGE --program LOCS --vqa VQA"},
         {FAIL_MODEL, "answers LOC steps", "run --image IMAGE --program GOOD --vqa LOC"},
         {FAIL_MODEL, "config.json", "run --image IMAGE --program GOOD --vqa no-such-folder"},
@@ -189,14 +223,21 @@ TEST(run_ends_with_the_documented_status) {
         char line[4 * PATH_MAX] = "", copy[PATH_MAX];
         snprintf(copy, sizeof copy, "%s", cases[i].line);
         for (char *word = strtok(copy, " "); word; word = strtok(NULL, " ")) {
-            const char *w = !strcmp(word, "IMAGE") ? image[0] : !strcmp(word, "GOOD") ? good : !strcmp(word, "VQA") ? vqa : !strcmp(word, "LOC") ? loc
-                            : !strcmp(word, "BAD") ? bad : !strcmp(word, "LOCS") ? needs_loc : word;
+            const char *w = !strcmp(word, "IMAGE")  ? image[0]
+                            : !strcmp(word, "GOOD") ? good
+                            : !strcmp(word, "VQA")  ? vqa
+                            : !strcmp(word, "LOC")  ? loc
+                            : !strcmp(word, "BAD")  ? bad
+                            : !strcmp(word, "LOCS") ? needs_loc
+                                                    : word;
             snprintf(line + strlen(line), sizeof line - strlen(line), "%s ", w);
         }
         const int status = command(&c, NULL, "%s", line);
-        EXPECT(status == cases[i].status && strstr(c.text, cases[i].say), "%s: status %d, not %d: %s", cases[i].line, status, cases[i].status, c.text);
+        EXPECT(status == cases[i].status && strstr(c.text, cases[i].say), "%s: status %d, not %d: %s",
+               cases[i].line, status, cases[i].status, c.text);
     }
-    const int status = command(&c, NULL, "run --image %s --program %s", image[0], write_text("empty.txt", "\n# nothing\n\n"));
+    const int status = command(&c, NULL, "run --image %s --program %s", image[0],
+                               write_text("empty.txt", "\n# nothing\n\n"));
     EXPECT(status == FAIL_DATA && strstr(c.text, "there is no program"), "status %d: %s", status, c.text);
 }
 
@@ -210,26 +251,36 @@ TEST(run_batches_change_nothing) {
     static const char *const colors[] = {"red", "blue", "green"}, *const things[] = {"ball", "cup", "box"};
     char alone[9][64];
     for (int k = 0; k < 9; k++) {
-        snprintf(one, sizeof one, "A=VQA(image=IMAGE,question='Is the %s %s?')\nB=LOC(image=IMAGE,object='%s')\nC=COUNT(box=B)\nD=EVAL(expr=\"'{A} {C}'\")\nR=RESULT(var=D)\n",
+        snprintf(one, sizeof one,
+                 "A=VQA(image=IMAGE,question='Is the %s "
+                 "%s?')\nB=LOC(image=IMAGE,object='%s')\nC=COUNT(box=B)\nD=EVAL(expr=\"'{A} "
+                 "{C}'\")\nR=RESULT(var=D)\n",
                  things[k % 3], colors[k / 3], things[k % 3]);
-        int status = command(&c, NULL, "run --image %s --program %s --vqa %s --loc %s", image[0], write_text("one.txt", one), vqa, loc);
+        int status = command(&c, NULL, "run --image %s --program %s --vqa %s --loc %s", image[0],
+                             write_text("one.txt", one), vqa, loc);
         EXPECT(status == 0, "%s", c.text);
         snprintf(alone[k], sizeof alone[k], "%.60s", c.text);
     }
     for (int i = 0; i < N; i++) {
         const int k = i * 5 % 9;
-        at += (size_t)sprintf(text + at, "A=VQA(image=IMAGE,question='Is the %s %s?')\nB=LOC(image=IMAGE,object='%s')\nC=COUNT(box=B)\nD=EVAL(expr=\"'{A} {C}'\")\nR=RESULT(var=D)\n\n",
+        at += (size_t)sprintf(text + at,
+                              "A=VQA(image=IMAGE,question='Is the %s "
+                              "%s?')\nB=LOC(image=IMAGE,object='%s')\nC=COUNT(box=B)\nD=EVAL(expr=\"'{A} "
+                              "{C}'\")\nR=RESULT(var=D)\n\n",
                               things[k % 3], colors[k / 3], things[k % 3]);
         strcat(want, alone[k]);
     }
-    int status = command(&c, NULL, "run --image %s --program %s --vqa %s --loc %s", image[0], write_text("many.txt", text), vqa, loc);
+    int status = command(&c, NULL, "run --image %s --program %s --vqa %s --loc %s", image[0],
+                         write_text("many.txt", text), vqa, loc);
     EXPECT(status == 0 && !strcmp(c.text, want), "status %d, %d lines", status, count_lines(c.text));
     free(text);
     free(want);
 }
 
 /* info with one or two words; a macro's text must not hold a percent sign. */
-static int info_of(Child *c, const char *word, const char *more) { return command(c, NULL, "info %s %s", word, more); }
+static int info_of(Child *c, const char *word, const char *more) {
+    return command(c, NULL, "info %s %s", word, more);
+}
 
 TEST(info_describes) {
     if (!ready()) return;
@@ -239,20 +290,35 @@ TEST(info_describes) {
     snprintf(weights, sizeof weights, "%s/model.safetensors", vqa);
     snprintf(dir, sizeof dir, "%s/info-run", test_dir());
     snprintf(config, sizeof config, "%s", write_text("info.yaml", "run:\n  seed: 12\n"));
-    EXPECT(info_of(&c, "", "") == 0 && strstr(c.text, "oneDNN") && strstr(c.text, "processor") && strstr(c.text, "memory"), "%s", c.text);
-    EXPECT(info_of(&c, config, "") == 0 && strstr(c.text, "seed: 12") && strstr(c.text, "distill:") && !strstr(c.text, "processor"), "%s", c.text);
-    EXPECT(info_of(&c, write_text("same.yaml", "run:\n  seed: 1\n"), "") == 0 && strstr(c.text, "seed: 1") && !strstr(c.text, "processor"),
+    EXPECT(info_of(&c, "", "") == 0 && strstr(c.text, "oneDNN") && strstr(c.text, "processor") &&
+               strstr(c.text, "memory"),
+           "%s", c.text);
+    EXPECT(info_of(&c, config, "") == 0 && strstr(c.text, "seed: 12") && strstr(c.text, "distill:") &&
+               !strstr(c.text, "processor"),
+           "%s", c.text);
+    EXPECT(info_of(&c, write_text("same.yaml", "run:\n  seed: 1\n"), "") == 0 && strstr(c.text, "seed: 1") &&
+               !strstr(c.text, "processor"),
            "a configuration equal to the defaults: %s", c.text);
-    EXPECT(info_of(&c, vqa, loc) == 0 && strstr(c.text, "vilt, answers VQA") && strstr(c.text, "owlvit, answers LOC") && strstr(c.text, "width 64") &&
-               !strstr(c.text, "vilt.encoder"), "%s", c.text);
-    EXPECT(info_of(&c, vqa, "--tensors") == 0 && strstr(c.text, "vilt.embeddings.cls_token") && strstr(c.text, "(1, 1, 64)"), "%s", c.text);
-    EXPECT(info_of(&c, "configs/models/tiny-owlvit", "") == 0 && strstr(c.text, "from scratch"), "%s", c.text);
+    EXPECT(info_of(&c, vqa, loc) == 0 && strstr(c.text, "vilt, answers VQA") &&
+               strstr(c.text, "owlvit, answers LOC") && strstr(c.text, "width 64") &&
+               !strstr(c.text, "vilt.encoder"),
+           "%s", c.text);
+    EXPECT(info_of(&c, vqa, "--tensors") == 0 && strstr(c.text, "vilt.embeddings.cls_token") &&
+               strstr(c.text, "(1, 1, 64)"),
+           "%s", c.text);
+    EXPECT(info_of(&c, "configs/models/tiny-owlvit", "") == 0 && strstr(c.text, "from scratch"), "%s",
+           c.text);
     EXPECT(info_of(&c, weights, "") == 0 && strstr(c.text, "classifier.3.bias"), "%s", c.text);
 
     /* A run's folder: its newest checkpoint. */
-    int status = command(&c, NULL, "train data.kind=steps data.dir=%s data.split=train train.module=vqa model.vqa=%s train.steps=2 train.batch=4 run.out=%s", tiny_scenes(), vqa, dir);
+    int status = command(&c, NULL,
+                         "train data.kind=steps data.dir=%s data.split=train train.module=vqa model.vqa=%s "
+                         "train.steps=2 train.batch=4 run.out=%s",
+                         tiny_scenes(), vqa, dir);
     EXPECT(status == 0, "train: %s", c.text);
-    EXPECT(info_of(&c, dir, "") == 0 && strstr(c.text, "checkpoint-000002") && strstr(c.text, "optimizer step 2") && strstr(c.text, "steps: 2"), "%s", c.text);
+    EXPECT(info_of(&c, dir, "") == 0 && strstr(c.text, "checkpoint-000002") &&
+               strstr(c.text, "optimizer step 2") && strstr(c.text, "steps: 2"),
+           "%s", c.text);
     snprintf(state, sizeof state, "%s/checkpoint-000002/state.json", dir);
     Error e = {0};
     EXPECT(file_write_atomic(state, "{\"step\": \"x\x1b[2J\"}", 17, &e), "%s", e.text);
@@ -260,6 +326,8 @@ TEST(info_describes) {
 
     EXPECT(info_of(&c, "no-such-file", "") == FAIL_DATA && strstr(c.text, "no-such-file"), "%s", c.text);
     EXPECT(info_of(&c, test_dir(), "") == FAIL_MODEL, "status %d: %s", c.status, c.text);
-    EXPECT(info_of(&c, "--tensor", "") == FAIL_USAGE && strstr(c.text, "did you mean --tensors"), "%s", c.text);
-    EXPECT(info_of(&c, write_text("bad.safetensors", "12345678{}"), "") == FAIL_MODEL, "status %d: %s", c.status, c.text);
+    EXPECT(info_of(&c, "--tensor", "") == FAIL_USAGE && strstr(c.text, "did you mean --tensors"), "%s",
+           c.text);
+    EXPECT(info_of(&c, write_text("bad.safetensors", "12345678{}"), "") == FAIL_MODEL, "status %d: %s",
+           c.status, c.text);
 }

@@ -7,7 +7,8 @@
 enum { JOBS = 1000 };
 
 /* Every job by itself, the arenas of the context emptied in between as a loop without waves would. */
-static void run_one_by_one(Answerer *const *answerer, int n, Module *const *module, int nmodules, Ctx *c, Job *job, int njobs, Arena *a) {
+static void run_one_by_one(Answerer *const *answerer, int n, Module *const *module, int nmodules, Ctx *c,
+                           Job *job, int njobs, Arena *a) {
     Sched s;
     sched_open(&s, answerer, n);
     for (int i = 0; i < njobs; i++) {
@@ -35,9 +36,11 @@ TEST(sched_waves_oracle) {
     int right = 0;
     for (int i = 0; i < JOBS; i++) right += job_right(&j.job[i], j.gold[i]);
     EXPECT(right == JOBS, "%d of %d right with perfect modules", right, JOBS);
-    EXPECT(!vqa.fell_back && !loc.fell_back, "the graph left %d and %d questions open", (int)vqa.fell_back, (int)loc.fell_back);
+    EXPECT(!vqa.fell_back && !loc.fell_back, "the graph left %d and %d questions open", (int)vqa.fell_back,
+           (int)loc.fell_back);
     run_one_by_one(answerer, 2, NULL, 0, NULL, alone, JOBS, &j.arena);
-    EXPECT(jobs_differ(j.job, alone, JOBS, true) == 0, "%d programs differ", jobs_differ(j.job, alone, JOBS, true));
+    EXPECT(jobs_differ(j.job, alone, JOBS, true) == 0, "%d programs differ",
+           jobs_differ(j.job, alone, JOBS, true));
     sched_close(&s);
     scene_jobs_close(&j);
 }
@@ -55,7 +58,9 @@ typedef struct Networks {
 static void networks_open(Networks *n) {
     static const char *const folder[] = {"configs/models/tiny-vilt", "configs/models/tiny-owlvit"};
     Error e = {0};
-    for (int k = 0; k < 2; k++) CHECK((n->module[k] = module_open(folder[k], device_cpu(0), MODULE_FROZEN, false, 11, &e)), "%s", e.text);
+    for (int k = 0; k < 2; k++)
+        CHECK((n->module[k] = module_open(folder[k], device_cpu(0), MODULE_FROZEN, false, 11, &e)), "%s",
+              e.text);
     module_answerer(&n->vqa, n->module[0], 256);
     module_answerer(&n->loc, n->module[1], 256);
     n->loc.threshold = 0.01f;
@@ -113,15 +118,20 @@ TEST(sched_waves_networks) {
     }
     EXPECT(boxes > s.nquestions / 2, "only %" PRId64 " boxes: nothing is compared", boxes);
     for (int k = 0; k < 2; k++) {
-        EXPECT(n.module[k]->asks == asks[k], "%s: %" PRId64 " asks of %" PRId64 " questions", n.answerer[k]->module, n.module[k]->asks, asks[k]);
-        EXPECT(n.module[k]->image_rows == images[k].n, "%s: %" PRId64 " image rows of %" PRId64 " distinct crops", n.answerer[k]->module,
+        EXPECT(n.module[k]->asks == asks[k], "%s: %" PRId64 " asks of %" PRId64 " questions",
+               n.answerer[k]->module, n.module[k]->asks, asks[k]);
+        EXPECT(n.module[k]->image_rows == images[k].n,
+               "%s: %" PRId64 " image rows of %" PRId64 " distinct crops", n.answerer[k]->module,
                n.module[k]->image_rows, images[k].n);
     }
-    EXPECT(n.module[1]->text_rows == texts[1].n, "LOC: %" PRId64 " text rows of %" PRId64 " distinct texts", n.module[1]->text_rows, texts[1].n);
-    EXPECT(s.nrecords > s.nquestions, "%" PRId64 " steps put %" PRId64 " questions: none was shared", s.nrecords, s.nquestions);
+    EXPECT(n.module[1]->text_rows == texts[1].n, "LOC: %" PRId64 " text rows of %" PRId64 " distinct texts",
+           n.module[1]->text_rows, texts[1].n);
+    EXPECT(s.nrecords > s.nquestions, "%" PRId64 " steps put %" PRId64 " questions: none was shared",
+           s.nrecords, s.nquestions);
 
     run_one_by_one(n.answerer, 2, n.module, 2, &n.c, alone, j.n, &j.arena);
-    EXPECT(jobs_differ(j.job, alone, j.n, false) == 0, "%d of %d programs differ", jobs_differ(j.job, alone, j.n, false), j.n);
+    EXPECT(jobs_differ(j.job, alone, j.n, false) == 0, "%d of %d programs differ",
+           jobs_differ(j.job, alone, j.n, false), j.n);
     sched_close(&s);
     networks_close(&n);
     scene_jobs_close(&j);
@@ -156,9 +166,11 @@ static void stubs_open(Stubs *s, int64_t max_batch) {
     s->answerer[1] = &s->loc.base;
 }
 
-static const char six_steps[] = "BOX0=LOC(image=IMAGE,object='ball')\nIMAGE0=CROP(image=IMAGE,box=BOX0)\n"
-                                "ANSWER0=VQA(image=IMAGE0,question='What color is the ball?')\nANSWER1=COUNT(box=BOX0)\n"
-                                "ANSWER2=EVAL(expr=\"'yes' if {ANSWER1} > 0 and {ANSWER0} == 'red' else 'no'\")\nFINAL_RESULT=RESULT(var=ANSWER2)";
+static const char six_steps[] =
+    "BOX0=LOC(image=IMAGE,object='ball')\nIMAGE0=CROP(image=IMAGE,box=BOX0)\n"
+    "ANSWER0=VQA(image=IMAGE0,question='What color is the ball?')\nANSWER1=COUNT(box=BOX0)\n"
+    "ANSWER2=EVAL(expr=\"'yes' if {ANSWER1} > 0 and {ANSWER0} == 'red' else "
+    "'no'\")\nFINAL_RESULT=RESULT(var=ANSWER2)";
 
 /* n jobs of one program on n images that exist by name only. */
 static Job *stub_jobs(const char *text, int n, Arena *a) {
@@ -180,7 +192,9 @@ static Job *stub_jobs(const char *text, int n, Arena *a) {
 
 static const char *result_text(const Job *j) {
     static char text[64];
-    return !j->failed && answer_text(text, sizeof text, program_result(j->prog, j->vars), ANSWER_YES_NO, NULL) ? text : "(failed)";
+    return !j->failed && answer_text(text, sizeof text, program_result(j->prog, j->vars), ANSWER_YES_NO, NULL)
+               ? text
+               : "(failed)";
 }
 
 /* Questions are put once and in batches; without the cache each step puts its own. */
@@ -190,17 +204,22 @@ TEST(sched_batches) {
     Stubs st;
     stubs_open(&st, 64);
     Job *job = stub_jobs(six_steps, 1000, &a);
-    for (int i = 999; i > 0; i--) job[i].image_id = job[i / 2].image_id, job[i].vars[0] = job[i / 2].vars[0]; /* each image twice */
+    for (int i = 999; i > 0; i--)
+        job[i].image_id = job[i / 2].image_id, job[i].vars[0] = job[i / 2].vars[0]; /* each image twice */
     Sched s;
     sched_open(&s, st.answerer, 2);
     sched_run(&s, NULL, job, 1000, &a);
-    EXPECT(st.loc.asked == 500 && st.vqa.asked == 500, "%d LOC, %d VQA questions", (int)st.loc.asked, (int)st.vqa.asked);
-    EXPECT(st.loc.calls == 8 && st.vqa.calls == 8, "%d LOC, %d VQA calls of 64 at most", (int)st.loc.calls, (int)st.vqa.calls);
+    EXPECT(st.loc.asked == 500 && st.vqa.asked == 500, "%d LOC, %d VQA questions", (int)st.loc.asked,
+           (int)st.vqa.asked);
+    EXPECT(st.loc.calls == 8 && st.vqa.calls == 8, "%d LOC, %d VQA calls of 64 at most", (int)st.loc.calls,
+           (int)st.vqa.calls);
     EXPECT(s.waves == 2 && s.nrecords == 2000, "%d waves, %d records", s.waves, (int)s.nrecords);
-    for (int i = 0; i < 1000; i++) EXPECT(!strcmp(result_text(&job[i]), "yes"), "job %d: %s", i, result_text(&job[i]));
+    for (int i = 0; i < 1000; i++)
+        EXPECT(!strcmp(result_text(&job[i]), "yes"), "job %d: %s", i, result_text(&job[i]));
     s.cache = false;
     sched_run(&s, NULL, job, 1000, &a);
-    EXPECT(st.loc.asked == 1500 && st.vqa.asked == 1500, "without the cache %d LOC, %d VQA", (int)st.loc.asked, (int)st.vqa.asked);
+    EXPECT(st.loc.asked == 1500 && st.vqa.asked == 1500, "without the cache %d LOC, %d VQA",
+           (int)st.loc.asked, (int)st.vqa.asked);
     sched_close(&s);
     arena_close(&a);
 }
@@ -215,9 +234,11 @@ TEST(sched_degenerate) {
     sched_open(&s, st.answerer, 2);
     sched_run(&s, NULL, NULL, 0, &a);
     EXPECT(s.waves == 0 && s.nquestions == 0, "%d waves of no job", s.waves);
-    Job *job = stub_jobs("BOX0=LOC(image=IMAGE,object='LEFT')\nA=COUNT(box=BOX0)\nFINAL_RESULT=RESULT(var=A)", 3, &a);
+    Job *job = stub_jobs("BOX0=LOC(image=IMAGE,object='LEFT')\nA=COUNT(box=BOX0)\nFINAL_RESULT=RESULT(var=A)",
+                         3, &a);
     sched_run(&s, NULL, job, 3, &a);
-    EXPECT(s.waves == 0 && s.nrecords == 0 && !strcmp(result_text(&job[2]), "1"), "%d waves, %s", s.waves, result_text(&job[2]));
+    EXPECT(s.waves == 0 && s.nrecords == 0 && !strcmp(result_text(&job[2]), "1"), "%d waves, %s", s.waves,
+           result_text(&job[2]));
     sched_close(&s);
     arena_close(&a);
 }
@@ -225,8 +246,10 @@ TEST(sched_degenerate) {
 /* A program that fails says where; those around it get what they would have got without it. */
 TEST(sched_failure_is_private) {
     static const char *const bad[] = {
-        "A=VQA(image=IMAGE,question='What color is the ball?')\nB=EVAL(expr='{A} + 1')\nFINAL_RESULT=RESULT(var=B)",
-        "A=VQA(image=IMAGE,question='What color is the ball?')\nB=EVAL(expr='1 / ({A} == \"blue\")')\nC=VQA(image=IMAGE,question='What is this?')\n"
+        "A=VQA(image=IMAGE,question='What color is the ball?')\nB=EVAL(expr='{A} + "
+        "1')\nFINAL_RESULT=RESULT(var=B)",
+        "A=VQA(image=IMAGE,question='What color is the ball?')\nB=EVAL(expr='1 / ({A} == "
+        "\"blue\")')\nC=VQA(image=IMAGE,question='What is this?')\n"
         "D=EVAL(expr='{B} == {C}')\nFINAL_RESULT=RESULT(var=D)",
     };
     Arena a;
@@ -245,10 +268,12 @@ TEST(sched_failure_is_private) {
             EXPECT(jobs_differ(&good[i], &mixed[i], 1, true) == 0, "job %d beside a failing one", i);
             continue;
         }
-        EXPECT(mixed[i].failed && mixed[i].failed_step == 1, "job %d: failed %d in step %d", i, mixed[i].failed, mixed[i].failed_step);
+        EXPECT(mixed[i].failed && mixed[i].failed_step == 1, "job %d: failed %d in step %d", i,
+               mixed[i].failed, mixed[i].failed_step);
         EXPECT(strstr(mixed[i].err.text, "line 2"), "job %d: \"%s\" names no line", i, mixed[i].err.text);
     }
-    for (int64_t k = 0; k < s.nrecords; k++) EXPECT(s.record[k].step < 3, "step %d was taken after the failure", s.record[k].step);
+    for (int64_t k = 0; k < s.nrecords; k++)
+        EXPECT(s.record[k].step < 3, "step %d was taken after the failure", s.record[k].step);
     sched_close(&s);
     arena_close(&a);
 }
@@ -264,7 +289,9 @@ TEST(sched_missing_module) {
     Sched s;
     sched_open(&s, st.answerer, 1); /* VQA only */
     sched_run(&s, NULL, job, 2, &a);
-    EXPECT(job[0].failed && job[0].failed_step == 0 && !strcmp(job[0].err.text, "line 1: no LOC module is loaded"), "%s", job[0].err.text);
+    EXPECT(job[0].failed && job[0].failed_step == 0 &&
+               !strcmp(job[0].err.text, "line 1: no LOC module is loaded"),
+           "%s", job[0].err.text);
     EXPECT(!strcmp(result_text(&job[1]), "red"), "the other program: %s", result_text(&job[1]));
     sched_close(&s);
     arena_close(&a);
@@ -293,10 +320,13 @@ TEST(sched_speed_and_allocations) {
     }
     count_end();
     int64_t counted = count_calls(NULL, false, whose, sizeof whose);
-    EXPECT(st.loc.asked == (int64_t)N * ROUNDS && st.vqa.asked == (int64_t)N * ROUNDS, "%d LOC, %d VQA", (int)st.loc.asked, (int)st.vqa.asked);
+    EXPECT(st.loc.asked == (int64_t)N * ROUNDS && st.vqa.asked == (int64_t)N * ROUNDS, "%d LOC, %d VQA",
+           (int)st.loc.asked, (int)st.vqa.asked);
     EXPECT(st.loc.calls == ROUNDS && s.waves == 2, "%d calls, %d waves", (int)st.loc.calls, s.waves);
-    EXPECT(counted == 0, "%" PRId64 " allocations in %d runs after the first, one by %s", counted, ROUNDS - 1, whose);
-    for (int i = 0; i < N; i++) EXPECT(!strcmp(result_text(&job[i]), "yes"), "job %d: %s", i, result_text(&job[i]));
+    EXPECT(counted == 0, "%" PRId64 " allocations in %d runs after the first, one by %s", counted, ROUNDS - 1,
+           whose);
+    for (int i = 0; i < N; i++)
+        EXPECT(!strcmp(result_text(&job[i]), "yes"), "job %d: %s", i, result_text(&job[i]));
     printf("    %.0f six-step programs a second, modules stubbed\n", N / best);
     sched_close(&s);
     arena_close(&a);

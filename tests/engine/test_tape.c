@@ -64,17 +64,22 @@ GRAPH(slices_overlap) {
     Tensor *h = op_tanh(c, x[0]);
     return op_mul(c, op_slice_tokens(c, h, 0, 2), op_slice_tokens(c, h, 1, 2));
 }
-GRAPH(attention_shared) { /* queries and keys of one tensor, through two linears, as in cross attention of a block */
+GRAPH(
+    attention_shared) { /* queries and keys of one tensor, through two linears, as in cross attention of a block */
     Tensor *n = op_tanh(c, x[0]);
-    return op_add(c, op_cross_attention(c, op_linear(c, n, x[1], NULL), op_linear(c, n, x[2], NULL), 2, NULL), n);
+    return op_add(c, op_cross_attention(c, op_linear(c, n, x[1], NULL), op_linear(c, n, x[2], NULL), 2, NULL),
+                  n);
 }
-GRAPH(add_rows_shared) { return op_add(c, op_add_rows(c, x[0], x[1]), op_add_rows(c, RESHAPE(c, x[0], 3, 4), x[1])); }
+GRAPH(add_rows_shared) {
+    return op_add(c, op_add_rows(c, x[0], x[1]), op_add_rows(c, RESHAPE(c, x[0], 3, 4), x[1]));
+}
 GRAPH(add_rows_itself) { return op_add_rows(c, x[0], x[0]); }
 GRAPH(weight_twice) { return op_linear(c, op_tanh(c, op_linear(c, x[0], x[1], x[2])), x[1], x[2]); }
 GRAPH(two_losses) {
     Tensor *h = op_linear(c, x[0], x[1], NULL);
     Tensor *a = op_ce_loss(c, h, (int32_t[]){1, 0, 2}, (float[]){1, 0.5f, 1}, 0);
-    Tensor *b = op_kl_loss(c, h, (float[12]){1, 0, -1, 0, 2, 1, 0, 0, 0.5f, 1, 1, -2}, (float[]){1, 1, 0.5f}, 2);
+    Tensor *b =
+        op_kl_loss(c, h, (float[12]){1, 0, -1, 0, 2, 1, 0, 0, 0.5f, 1, 1, -2}, (float[]){1, 1, 0.5f}, 2);
     return op_concat_rows(c, (Tensor *[]){a, b}, 2);
 }
 
@@ -84,7 +89,8 @@ TEST(tape_shared_gradients) {
         {"x x", mul_itself, .nleaves = 1, .leaf = {L(3, 4)}},
         {"x + y + x", add_twice, .nleaves = 2, .leaf = {L(3, 4), L(3, 4)}},
         {"residual chain", residual_chain, .nleaves = 3, .leaf = {L(3, 4), L(4, 4), L(4)}, .bound = 1e-3},
-        {"residual chain, operands swapped", residual_swapped, .nleaves = 3, .leaf = {L(3, 4), L(4, 4), L(4)}, .bound = 1e-3},
+        {"residual chain, operands swapped", residual_swapped, .nleaves = 3, .leaf = {L(3, 4), L(4, 4), L(4)},
+         .bound = 1e-3},
         {"three readers", three_readers, .nleaves = 2, .leaf = {L(3, 4), L(3, 4)}},
         {"shared, then written", shared_then_written, .nleaves = 2, .leaf = {L(3, 4), L(3, 4)}},
         {"reshape alias", reshape_alias, .nleaves = 1, .leaf = {L(3, 4)}},
@@ -95,7 +101,8 @@ TEST(tape_shared_gradients) {
         {"concat of tokens, shared", concat_tokens_shared, .nleaves = 2, .leaf = {L(2, 2, 3), L(2, 1, 3)}},
         {"dead branch", dead_branch, .nleaves = 2, .leaf = {L(3, 4), L(4, 4)}},
         {"overlapping slices", slices_overlap, .nleaves = 1, .leaf = {L(2, 3, 4)}},
-        {"attention over itself", attention_shared, .nleaves = 3, .leaf = {L(2, 3, 4), L(4, 4), L(8, 4)}, .bound = 1e-3},
+        {"attention over itself", attention_shared, .nleaves = 3, .leaf = {L(2, 3, 4), L(4, 4), L(8, 4)},
+         .bound = 1e-3},
         {"add_rows shared", add_rows_shared, .nleaves = 2, .leaf = {L(3, 4), L(1, 4)}},
         {"add_rows of itself", add_rows_itself, .nleaves = 1, .leaf = {L(3, 4)}},
         {"a weight used twice", weight_twice, .nleaves = 3, .leaf = {L(3, 4), L(4, 4), L(4)}},
@@ -117,7 +124,8 @@ TEST(tape_reuses_buffers) {
     seed_gradient(c, h, dy);
     size_t before = r.step.used;
     tape_backward(c);
-    EXPECT(r.step.used - before <= 2 * bytes, "a chain of 50 took %zu bytes of gradients, one is %zu", r.step.used - before, bytes);
+    EXPECT(r.step.used - before <= 2 * bytes, "a chain of 50 took %zu bytes of gradients, one is %zu",
+           r.step.used - before, bytes);
 
     /* Residual blocks h += tanh(tanh(h)): the skip, the branch, and one being written. */
     rig_begin(&r, true);
@@ -126,7 +134,8 @@ TEST(tape_reuses_buffers) {
     seed_gradient(c, h, dy);
     before = r.step.used;
     tape_backward(c);
-    EXPECT(r.step.used - before <= 3 * bytes, "50 residuals took %zu bytes of gradients, one is %zu", r.step.used - before, bytes);
+    EXPECT(r.step.used - before <= 3 * bytes, "50 residuals took %zu bytes of gradients, one is %zu",
+           r.step.used - before, bytes);
     free(dy);
     rig_close(&r);
 }
@@ -137,7 +146,13 @@ TEST(tape_accumulates) {
     rig_open(&r);
     float grad[12] = {0}, once[12], value[12];
     random_fill(value, 12, 5, -1, 1);
-    Tensor w = {.data = value, .shape = {4, 3}, .ndim = 2, .dtype = F32, .needs_grad = true, .param_grad = grad, .name = "w"};
+    Tensor w = {.data = value,
+                .shape = {4, 3},
+                .ndim = 2,
+                .dtype = F32,
+                .needs_grad = true,
+                .param_grad = grad,
+                .name = "w"};
     for (int pass = 0; pass < 2; pass++) {
         rig_begin(&r, true);
         Tensor *y = op_linear(&r.ctx, RANDOM(&r.ctx, 1, false, 2, 3), &w, NULL);

@@ -29,8 +29,14 @@ static uint64_t draw(uint64_t n) {
 /* ---- writing and reading --------------------------------------------------------------------------- */
 
 /* Words as programs and answers have them, and what a hostile file may bring. */
-static const char *const words[] = {"red", "What color is the dog's \"hat\"?", "back\\slash", "two\nlines\tand a tab", "\xc3\xa9t\xc3\xa9 \xf0\x9f\x90\x88",
-                                    "\x01\x1f\x7f", "</script>", "a"};
+static const char *const words[] = {"red",
+                                    "What color is the dog's \"hat\"?",
+                                    "back\\slash",
+                                    "two\nlines\tand a tab",
+                                    "\xc3\xa9t\xc3\xa9 \xf0\x9f\x90\x88",
+                                    "\x01\x1f\x7f",
+                                    "</script>",
+                                    "a"};
 
 enum { STEPS = 400, SOFT = 5, BOXES = 4 };
 typedef struct Made {
@@ -45,9 +51,16 @@ static void make(Made *m, int i) {
     static const char *const images[] = {"images/a.jpg", "images/b c.jpg", "x.jpg"};
     const bool loc = draw(2);
     const int x = (int)draw(100), y = (int)draw(100);
-    *m = (Made){.s = {.update = i / 10, .image = images[draw(3)], .rect = {x, y, x + 1 + (int)draw(90), y + 1 + (int)draw(90)}, .module = loc ? "LOC" : "VQA",
-                      .query = words[draw(COUNT_OF(words))], .weight = (float)draw(1000) / 7, .kept = draw(4) > 0, .program = "q17",
-                      .question = words[draw(COUNT_OF(words))], .step = i % 6}};
+    *m = (Made){.s = {.update = i / 10,
+                      .image = images[draw(3)],
+                      .rect = {x, y, x + 1 + (int)draw(90), y + 1 + (int)draw(90)},
+                      .module = loc ? "LOC" : "VQA",
+                      .query = words[draw(COUNT_OF(words))],
+                      .weight = (float)draw(1000) / 7,
+                      .kept = draw(4) > 0,
+                      .program = "q17",
+                      .question = words[draw(COUNT_OF(words))],
+                      .step = i % 6}};
     TraceStep *s = &m->s;
     s->why = s->kept ? NULL : "replay";
     s->soft_answer = m->answer;
@@ -57,7 +70,8 @@ static void make(Made *m, int i) {
     s->student = s->teacher = &m->student;
     if (loc) {
         s->nboxes = (int)draw(BOXES + 1);
-        for (int k = 0; k < s->nboxes; k++) m->box[k] = (Rect){k, k + 1, k + 2 + (int)draw(50), k + 3 + (int)draw(50)};
+        for (int k = 0; k < s->nboxes; k++)
+            m->box[k] = (Rect){k, k + 1, k + 2 + (int)draw(50), k + 3 + (int)draw(50)};
         return;
     }
     s->answer = words[draw(COUNT_OF(words))];
@@ -72,17 +86,23 @@ static void make(Made *m, int i) {
 static void expect_step(const Dataset *d, const StepSample *got, const TraceStep *s, int i) {
     EXPECT(!strcmp(d->images.path[got->image], s->image), "step %d: image %s", i, d->images.path[got->image]);
     EXPECT(!memcmp(&got->rect, &s->rect, sizeof s->rect), "step %d: another rectangle", i);
-    EXPECT(got->is_loc == !strcmp(s->module, "LOC") && !strcmp(got->query, s->query), "step %d: %s, query %s", i, s->module, got->query);
-    EXPECT(got->weight == s->weight, "step %d: weight %.9g, not %.9g", i, (double)got->weight, (double)s->weight);
+    EXPECT(got->is_loc == !strcmp(s->module, "LOC") && !strcmp(got->query, s->query), "step %d: %s, query %s",
+           i, s->module, got->query);
+    EXPECT(got->weight == s->weight, "step %d: weight %.9g, not %.9g", i, (double)got->weight,
+           (double)s->weight);
     if (got->is_loc) {
-        EXPECT(got->nboxes == s->nboxes && !memcmp(got->boxes, s->boxes, (size_t)s->nboxes * sizeof *s->boxes), "step %d: %d boxes", i, got->nboxes);
+        EXPECT(got->nboxes == s->nboxes &&
+                   !memcmp(got->boxes, s->boxes, (size_t)s->nboxes * sizeof *s->boxes),
+               "step %d: %d boxes", i, got->nboxes);
         return;
     }
-    EXPECT(got->answer && !strcmp(got->answer, s->answer), "step %d: answer %s, not %s", i, got->answer ? got->answer : "NULL", s->answer);
+    EXPECT(got->answer && !strcmp(got->answer, s->answer), "step %d: answer %s, not %s", i,
+           got->answer ? got->answer : "NULL", s->answer);
     EXPECT(got->nsoft == s->nsoft, "step %d: %d probabilities, not %d", i, got->nsoft, s->nsoft);
     for (int k = 0; k < MIN(s->nsoft, got->nsoft); k++)
-        EXPECT(!strcmp(got->soft_answer[k], s->soft_answer[k]) && got->soft_prob[k] == s->soft_prob[k], "step %d: \"%s\" has %.9g, not %.9g", i,
-               got->soft_answer[k], (double)got->soft_prob[k], (double)s->soft_prob[k]);
+        EXPECT(!strcmp(got->soft_answer[k], s->soft_answer[k]) && got->soft_prob[k] == s->soft_prob[k],
+               "step %d: \"%s\" has %.9g, not %.9g", i, got->soft_answer[k], (double)got->soft_prob[k],
+               (double)s->soft_prob[k]);
 }
 
 static void write_steps(const char *path, const Made *m, int from, int to, int64_t resume) {
@@ -107,7 +127,8 @@ TEST(trace_reads_back) {
         EXPECT(false, "%s", e.text);
         return;
     }
-    EXPECT(d.nsteps == kept && d.nleft_out == STEPS - kept && !d.nbad, "%d of %d read, %d left out, %d bad", (int)d.nsteps, kept, (int)d.nleft_out, (int)d.nbad);
+    EXPECT(d.nsteps == kept && d.nleft_out == STEPS - kept && !d.nbad, "%d of %d read, %d left out, %d bad",
+           (int)d.nsteps, kept, (int)d.nleft_out, (int)d.nbad);
     for (int i = 0, at = 0; i < STEPS && at < d.nsteps; i++)
         if (m[i].s.kept) expect_step(&d, &d.step[at++], &m[i].s, i);
     dataset_close(&d);
@@ -115,7 +136,9 @@ TEST(trace_reads_back) {
 
 /* Every line is JSON with the documented keys, whatever the strings are. */
 TEST(trace_lines_are_json) {
-    static const char *const hostile[] = {"\xff\xfe", "\xc3", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xe0\x80\x80", "\"},{\"kept\":false", "\\", "\xf0\x9f\x90"};
+    static const char *const hostile[] = {
+        "\xff\xfe", "\xc3",        "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xe0\x80\x80", "\"},{\"kept\":false",
+        "\\",       "\xf0\x9f\x90"};
     Trace t;
     Error e = {0};
     EXPECT(trace_open(&t, place("hostile.jsonl"), &e), "%s", e.text);
@@ -128,8 +151,18 @@ TEST(trace_lines_are_json) {
     for (int i = 0; i < COUNT_OF(hostile); i++) {
         const float p[3] = {NAN, 1.0000001f, 1.5f};
         const char *const answer[3] = {"never", hostile[i], "nor this"};
-        TraceStep s = {.image = hostile[i], .rect = {0, 0, 9, 9}, .module = i % 2 ? "LOC" : "VQA", .query = hostile[i], .answer = hostile[i], .soft_answer = answer,
-                       .soft_prob = p, .nsoft = 3, .weight = 1, .student = &boxes, .question = hostile[i], .kept = true};
+        TraceStep s = {.image = hostile[i],
+                       .rect = {0, 0, 9, 9},
+                       .module = i % 2 ? "LOC" : "VQA",
+                       .query = hostile[i],
+                       .answer = hostile[i],
+                       .soft_answer = answer,
+                       .soft_prob = p,
+                       .nsoft = 3,
+                       .weight = 1,
+                       .student = &boxes,
+                       .question = hostile[i],
+                       .kept = true};
         EXPECT(trace_step(&t, &s, &e), "%s", e.text);
     }
     EXPECT(trace_close(&t, &e), "%s", e.text);
@@ -148,12 +181,19 @@ TEST(trace_lines_are_json) {
         json_t *student = json_object_get(w.value, "student");
         EXPECT(json_array_size(student) == 2, "line %d: %d boxes", n, (int)json_array_size(student));
         json_t *first = json_array_get(student, 0), *last = json_array_get(student, 1);
-        EXPECT(json_integer_value(json_array_get(first, 2)) == 60 && json_integer_value(json_array_get(first, 3)) == 80, "the first box ends elsewhere");
-        EXPECT(json_number_value(json_array_get(first, 4)) == 0.75 && json_is_null(json_array_get(last, 4)), "scores");
-        EXPECT(json_is_true(json_object_get(w.value, "kept")) && json_is_null(json_object_get(w.value, "why")), "line %d: kept, why", n);
+        EXPECT(json_integer_value(json_array_get(first, 2)) == 60 &&
+                   json_integer_value(json_array_get(first, 3)) == 80,
+               "the first box ends elsewhere");
+        EXPECT(json_number_value(json_array_get(first, 4)) == 0.75 && json_is_null(json_array_get(last, 4)),
+               "scores");
+        EXPECT(json_is_true(json_object_get(w.value, "kept")) &&
+                   json_is_null(json_object_get(w.value, "why")),
+               "line %d: kept, why", n);
         json_t *soft = json_object_get(w.value, "soft");
         if (n % 2 == 0)
-            EXPECT(json_object_size(soft) == 1 && json_number_value(json_object_iter_value(json_object_iter(soft))) == 1, "what is no probability was written");
+            EXPECT(json_object_size(soft) == 1 &&
+                       json_number_value(json_object_iter_value(json_object_iter(soft))) == 1,
+                   "what is no probability was written");
         n++;
     }
     EXPECT(n == COUNT_OF(hostile), "%d lines", n);
@@ -165,7 +205,8 @@ TEST(trace_lines_are_json) {
 static bool same_file(const char *a, const char *b) {
     char *p = NULL, *q = NULL;
     size_t n = 0, k = 0;
-    bool same = file_read(a, &p, &n, 1 << 24, NULL) && file_read(b, &q, &k, 1 << 24, NULL) && n == k && !memcmp(p, q, n);
+    bool same = file_read(a, &p, &n, 1 << 24, NULL) && file_read(b, &q, &k, 1 << 24, NULL) && n == k &&
+                !memcmp(p, q, n);
     free(p);
     free(q);
     return same;
@@ -195,7 +236,8 @@ TEST(trace_resumes) {
     }
     EXPECT(file_write_atomic(part, "{\"step\":1}\n", 11, &e), "%s", e.text);
     Trace t;
-    EXPECT(!trace_resume(&t, part, 3, &e) && e.status == FAIL_DATA && strstr(e.text, ":1:"), "another file: %s", e.text);
+    EXPECT(!trace_resume(&t, part, 3, &e) && e.status == FAIL_DATA && strstr(e.text, ":1:"),
+           "another file: %s", e.text);
 }
 
 TEST(trace_full_disk) {
@@ -217,21 +259,25 @@ TEST(trace_full_disk) {
     EXPECT(!trace_close(&t, &e) && e.status == FAIL_DISK, "close: status %d", e.status);
     EXPECT(trace_close(&t, &e), "twice: %s", e.text);
     EXPECT(!trace_open(&t, test_dir(), &e) && e.status == FAIL_DISK, "a folder: %s", e.text);
-    EXPECT(!trace_open(&t, "/dev/full/x/t.jsonl", &e) && e.status == FAIL_DISK, "a folder that cannot be: %s", e.text);
+    EXPECT(!trace_open(&t, "/dev/full/x/t.jsonl", &e) && e.status == FAIL_DISK, "a folder that cannot be: %s",
+           e.text);
 }
 
 TEST(trace_boxes_are_half_open) {
     struct { Boxes b; Box box[5]; } m = {.b = {.n = 5, .of = {100, 50, 200, 90}}};
-    static const Rect in[] = {{0, 0, 99, 39}, {10, 5, 10, 5}, {-5, -5, 3, 3}, {120, 2, 99, 9}, {90, 30, 150, 60}};
+    static const Rect in[] = {
+        {0, 0, 99, 39}, {10, 5, 10, 5}, {-5, -5, 3, 3}, {120, 2, 99, 9}, {90, 30, 150, 60}};
     Box *box = m.b.box;
     for (int i = 0; i < 5; i++) box[i] = (Box){.rect = in[i]};
-    static const Rect loose[] = {{100, 50, 200, 90}, {110, 55, 111, 56}, {100, 50, 104, 54}, {190, 80, 200, 90}};
+    static const Rect loose[] = {
+        {100, 50, 200, 90}, {110, 55, 111, 56}, {100, 50, 104, 54}, {190, 80, 200, 90}};
     static const Rect strict[] = {{100, 50, 199, 89}, {100, 50, 103, 53}, {190, 80, 200, 90}};
     Rect out[5];
     EXPECT(trace_boxes(out, &m.b, false) == 4 && !memcmp(out, loose, sizeof loose), "reference boxes");
     m.b.exact = true;
     box[0].rect = (Rect){0, 0, 50, 39}; /* LEFT */
-    EXPECT(trace_box(out, &m.b, 0, false) && out->x1 == 150 && out->y1 == 90, "a side ends at %d, %d", out->x1, out->y1);
+    EXPECT(trace_box(out, &m.b, 0, false) && out->x1 == 150 && out->y1 == 90, "a side ends at %d, %d",
+           out->x1, out->y1);
     m.b.exact = false;
     box[0].rect = in[0];
     EXPECT(trace_boxes(out, &m.b, true) == 3 && !memcmp(out, strict, sizeof strict), "strict boxes");
@@ -240,7 +286,8 @@ TEST(trace_boxes_are_half_open) {
 TEST(trace_top_probs) {
     static const float p[] = {0.1f, NAN, 0.3f, 0.3f, 0, 0.05f, 0.9f};
     int at[8];
-    EXPECT(top_probs(at, 3, p, 7, 0) == 3 && at[0] == 6 && at[1] == 2 && at[2] == 3, "%d %d %d", at[0], at[1], at[2]);
+    EXPECT(top_probs(at, 3, p, 7, 0) == 3 && at[0] == 6 && at[1] == 2 && at[2] == 3, "%d %d %d", at[0], at[1],
+           at[2]);
     EXPECT(top_probs(at, 8, p, 7, 0) == 5 && at[3] == 0 && at[4] == 5, "zero and NaN are none");
     EXPECT(top_probs(at, 8, p, 7, 0.2f) == 3, "above the floor");
     EXPECT(top_probs(at, 3, p, 0, 0) == 0, "of nothing");
@@ -256,7 +303,8 @@ static void stub_answer(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answe
             continue;
         }
         Boxes *b = boxes_new(a, strstr(ask[i].query, "none") ? 0 : BOXES_MAX, ask[i].rect);
-        for (int k = 0; k < b->n; k++) b->box[k] = (Box){{k % 7, k % 5, 300 + k, 200 + k}, 1 / (1 + (float)k), k};
+        for (int k = 0; k < b->n; k++)
+            b->box[k] = (Box){{k % 7, k % 5, 300 + k, 200 + k}, 1 / (1 + (float)k), k};
         answer[i].value = value_boxes(b);
     }
 }
@@ -279,7 +327,8 @@ static void expect_balanced(const char *s) {
         bool single = empty;
         for (int i = 0; i < COUNT_OF(alone); i++) single |= !strcmp(name, alone[i]);
         if (close) {
-            EXPECT(top > 0 && !strcmp(stack[top - 1], name), "</%s> closes <%s>", name, top ? stack[top - 1] : "nothing");
+            EXPECT(top > 0 && !strcmp(stack[top - 1], name), "</%s> closes <%s>", name,
+                   top ? stack[top - 1] : "nothing");
             if (!top || strcmp(stack[--top], name)) return;
         } else if (!single) {
             EXPECT(top < COUNT_OF(stack), "too deep");
@@ -329,8 +378,15 @@ TEST(trace_page_is_safe_and_small) {
         Error pe = {0};
         const bool parsed = program_parse(&p, &a, &dialect_gqa, text, strlen(text), &pe);
         EXPECT(parsed == !bad, "program %d: %s", i, pe.text);
-        ProgramView v = {.title = "<script>alert('t')</script>\xff\xc3", .place = "a&b.txt:1", .source = text, .nsource = strlen(text), .prog = parsed ? &p : NULL,
-                         .error = parsed ? NULL : pe.text, .error_line = 2, .line = 1, .failed_step = -1};
+        ProgramView v = {.title = "<script>alert('t')</script>\xff\xc3",
+                         .place = "a&b.txt:1",
+                         .source = text,
+                         .nsource = strlen(text),
+                         .prog = parsed ? &p : NULL,
+                         .error = parsed ? NULL : pe.text,
+                         .error_line = 2,
+                         .line = 1,
+                         .failed_step = -1};
         StepView *view = NULL;
         if (parsed) {
             const uint64_t id = 7;
@@ -346,7 +402,8 @@ TEST(trace_page_is_safe_and_small) {
             view[4].answer[0] = "<b>", view[4].answer[1] = "'";
             view[4].prob[0] = 0.75f, view[4].prob[1] = NAN;
             v.result = i % 3 ? "<i>" : NULL;
-            if (!v.result) view[6].value = view[7].value = NULL, v.failed_step = 6, v.error = "line 7: <EVAL>";
+            if (!v.result)
+                view[6].value = view[7].value = NULL, v.failed_step = 6, v.error = "line 7: <EVAL>";
         }
         html_program(&h, &v);
     }
@@ -356,9 +413,14 @@ TEST(trace_page_is_safe_and_small) {
     if (file_read(path, &page, &size, 64 << 20, &e)) {
         EXPECT(size < 2000000, "%zu bytes for 100 programs", size);
         EXPECT(strlen(page) == size, "a zero byte");
-        EXPECT(!strstr(page, "<script") && !strstr(page, "<b>x") && !strstr(page, "<img") && !strstr(page, "http:") && !strstr(page, "https:"), "markup from outside");
-        EXPECT(strstr(page, "default-src 'none'") && strstr(page, "&lt;script&gt;alert(&#39;t&#39;)"), "policy, escaped title");
-        EXPECT(strstr(page, ">missing</span>") && strstr(page, "not reached") && strstr(page, "line 7: &lt;EVAL&gt;"), "flags, errors in place");
+        EXPECT(!strstr(page, "<script") && !strstr(page, "<b>x") && !strstr(page, "<img") &&
+                   !strstr(page, "http:") && !strstr(page, "https:"),
+               "markup from outside");
+        EXPECT(strstr(page, "default-src 'none'") && strstr(page, "&lt;script&gt;alert(&#39;t&#39;)"),
+               "policy, escaped title");
+        EXPECT(strstr(page, ">missing</span>") && strstr(page, "not reached") &&
+                   strstr(page, "line 7: &lt;EVAL&gt;"),
+               "flags, errors in place");
         EXPECT(strstr(page, "href=\"data:image/jpeg;base64,/9j/"), "the image as JPEG");
         EXPECT(strstr(page, "\"#c0\""), "a crop with pixels of its own");
         expect_balanced(page);
@@ -370,7 +432,9 @@ TEST(trace_page_is_safe_and_small) {
         EXPECT(html_open(&h, "/dev/full", &image, 1, NULL, 0, &e), "%s", e.text);
         EXPECT(!html_close(&h, &e) && e.status == FAIL_DISK, "a full disk: %s", e.text);
     }
-    EXPECT(!html_open(&h, place("no/such/folder.html"), &image, 1, NULL, 0, &e) && e.status == FAIL_DISK && html_close(&h, &e), "no folder: %s", e.text);
+    EXPECT(!html_open(&h, place("no/such/folder.html"), &image, 1, NULL, 0, &e) && e.status == FAIL_DISK &&
+               html_close(&h, &e),
+           "no folder: %s", e.text);
     sched_close(&s);
     arena_close(&a);
     free(rgb);

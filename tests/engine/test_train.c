@@ -16,8 +16,14 @@ static void configure(Config *cfg, const char *out, const char *more) {
     int n = 0;
     snprintf(set[n++], 300, "data.dir=%s", tiny_scenes());
     snprintf(set[n++], 300, "run.out=%s/%s", test_dir(), out);
-    static const char *const always[] = {"data.kind=steps", "train.from_scratch=true", "train.batch=8", "train.resume=false", "run.threads=2",
-                                         "train.save_every=0", "run.log_every=1000000", "model.vqa=configs/models/tiny-vilt",
+    static const char *const always[] = {"data.kind=steps",
+                                         "train.from_scratch=true",
+                                         "train.batch=8",
+                                         "train.resume=false",
+                                         "run.threads=2",
+                                         "train.save_every=0",
+                                         "run.log_every=1000000",
+                                         "model.vqa=configs/models/tiny-vilt",
                                          "model.loc=configs/models/tiny-owlvit"};
     for (int i = 0; i < COUNT_OF(always); i++) snprintf(set[n++], 300, "%s", always[i]);
     char *copy = xstrdup(more);
@@ -42,7 +48,8 @@ static void check_allocations(const char *what, const char *options) {
     bool same = false;
     snprintf(line, sizeof line, "%s train.steps=15", options);
     train("alloc", line); /* the kernels' scratch and the threads' pools grow to their size */
-    for (int tries = 0; tries < 3 && !same; tries++) { /* a thread may meet its largest block late: once more, then it is true */
+    for (int tries = 0; tries < 3 && !same;
+         tries++) { /* a thread may meet its largest block late: once more, then it is true */
         for (int k = 0; k < 2; k++) {
             snprintf(line, sizeof line, "%s train.steps=%d", options, k ? 15 : 10);
             count_begin();
@@ -54,10 +61,14 @@ static void check_allocations(const char *what, const char *options) {
         }
         same = ours[1] == ours[0];
     }
-    fprintf(stderr, "    %s: calls of allocators in runs of 10 and 15 steps: %" PRId64 " and %" PRId64 "; by libjpeg %" PRId64 " and %" PRId64
-                    ", by oneDNN %" PRId64 " and %" PRId64 "\n", what, ours[0], ours[1], jpeg[0], jpeg[1], dnnl[0], dnnl[1]);
+    fprintf(stderr,
+            "    %s: calls of allocators in runs of 10 and 15 steps: %" PRId64 " and %" PRId64
+            "; by libjpeg %" PRId64 " and %" PRId64 ", by oneDNN %" PRId64 " and %" PRId64 "\n",
+            what, ours[0], ours[1], jpeg[0], jpeg[1], dnnl[0], dnnl[1]);
     EXPECT(same, "%s: 5 more steps allocate %" PRId64 " times more", what, ours[1] - ours[0]);
-    if (strstr(options, "cache_mb")) EXPECT(jpeg[1] == jpeg[0], "%s: %" PRId64 " calls of libjpeg in spite of the cache", what, jpeg[1] - jpeg[0]);
+    if (strstr(options, "cache_mb"))
+        EXPECT(jpeg[1] == jpeg[0], "%s: %" PRId64 " calls of libjpeg in spite of the cache", what,
+               jpeg[1] - jpeg[0]);
 }
 
 TEST(train_step_allocates_nothing) {
@@ -67,14 +78,16 @@ TEST(train_step_allocates_nothing) {
     }
     check_allocations("VQA", "train.module=vqa data.cache_mb=64");
     check_allocations("VQA, decoding", "train.module=vqa data.workers=0");
-    check_allocations("VQA, accumulating, augmented", "train.module=vqa train.batch=4 train.accumulate=2 train.augment=0.5 data.cache_mb=64");
+    check_allocations("VQA, accumulating, augmented",
+                      "train.module=vqa train.batch=4 train.accumulate=2 train.augment=0.5 data.cache_mb=64");
     check_allocations("LOC", "train.module=loc train.batch=8 train.per_image=2 data.cache_mb=64");
 }
 
 /* The same run twice, with another number of loader threads and of OpenMP threads, is the same to the bit. */
 TEST(train_repeats) {
     char a[600], b[600], why[1300];
-    static const char *const other[] = {"", "data.workers=3", "run.threads=1", "data.cache_mb=8 data.workers=0"};
+    static const char *const other[] = {"", "data.workers=3", "run.threads=1",
+                                        "data.cache_mb=8 data.workers=0"};
     static const char *const module[] = {"vqa", "loc"};
     for (int m = 0; m < 2; m++)
         for (int i = 0; i < COUNT_OF(other); i++) {
@@ -104,7 +117,8 @@ TEST(train_learns) {
     const DatasetConfig dc = {.type = "steps", .dir = cfg.data.dir, .split = "train"};
     if (m && trainset_open(&t, &dc, m, &e)) {
         EXPECT(train_eval(&r, m, &t, 0, &score, &e), "%s", e.text);
-        EXPECT(score > 45, "accuracy %.1f%% on what it was trained on; guessing the most frequent gives 25%%", score);
+        EXPECT(score > 45, "accuracy %.1f%% on what it was trained on; guessing the most frequent gives 25%%",
+               score);
         trainset_close(&t);
     }
     module_close(m);
@@ -132,13 +146,17 @@ TEST(train_names_not_finite) {
         Outputs out;
         module_forward(m, &r.ctx, &ask, 1, &out);
         e = (Error){0};
-        EXPECT(!run_not_finite(&r, set, 1, 41, NAN, &e) && e.status == FAIL_NUMERIC && strstr(e.text, "step 41"), "%s", e.text);
-        static const char *const says[] = {"finite parameters", "the parameter vilt.encoder.layer.2.attention.attention.value.weight"};
+        EXPECT(!run_not_finite(&r, set, 1, 41, NAN, &e) && e.status == FAIL_NUMERIC &&
+                   strstr(e.text, "step 41"),
+               "%s", e.text);
+        static const char *const says[] = {
+            "finite parameters", "the parameter vilt.encoder.layer.2.attention.attention.value.weight"};
         EXPECT(strstr(e.text, says[k]), "%s", e.text);
         *x = was;
     }
     /* Weights that overflow where they meet: fc1 of layer 1 times values far above 1. */
-    Param *gain = param_find(&m->params, "vilt.encoder.layer.1.layernorm_after.weight"), *fc1 = param_find(&m->params, "vilt.encoder.layer.1.intermediate.dense.weight");
+    Param *gain = param_find(&m->params, "vilt.encoder.layer.1.layernorm_after.weight"),
+          *fc1 = param_find(&m->params, "vilt.encoder.layer.1.intermediate.dense.weight");
     CHECK(gain && fc1, "names");
     for (int64_t i = 0; i < gain->n; i++) ((float *)gain->t.data)[i] = 1e30f;
     for (int64_t i = 0; i < fc1->n; i++) ((float *)fc1->t.data)[i] *= 1e15f;

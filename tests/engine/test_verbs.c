@@ -48,8 +48,10 @@ static void copy(const char *to, const char *from) {
 static void expect(Status status, const char *what, const char *line) {
     command_start(&c, NULL, NULL, line);
     command_wait(&c);
-    EXPECT(c.status == (int)status, "`vpdistill %s` ended with %d, not %d: %s", line, c.status, (int)status, c.text);
-    EXPECT(*c.text && (!what || strstr(c.text, what)), "`vpdistill %s` does not say \"%s\": %s", line, what ? what : "anything", c.text);
+    EXPECT(c.status == (int)status, "`vpdistill %s` ended with %d, not %d: %s", line, c.status, (int)status,
+           c.text);
+    EXPECT(*c.text && (!what || strstr(c.text, what)), "`vpdistill %s` does not say \"%s\": %s", line,
+           what ? what : "anything", c.text);
 }
 
 /* ---- usage and configuration ---------------------------------------------------------------------- */
@@ -78,7 +80,8 @@ TEST(verbs_usage) {
 
 TEST(verbs_configuration) {
     if (!vpdistill()) return;
-    static const struct { const char *line, *says; } rows[] = {
+    static const struct { const char *line, *says;
+    } rows[] = {
         {"train train.lerning_rate=1", "lerning_rate"},
         {"train train.stps=1", "did you mean"},
         {"train train.steps=-1", "train.steps"},
@@ -88,7 +91,9 @@ TEST(verbs_configuration) {
         {"train missing.yaml", "missing.yaml"},
         {"train run.out=/tmp", "model.vqa is empty"},
         {"train train.module=loc", "model.loc is empty"},
-        {"train data.kind=coco model.vqa=configs/models/tiny-vilt train.from_scratch=true data.dir=/tmp run.out=build/none", "coco"},
+        {"train data.kind=coco model.vqa=configs/models/tiny-vilt train.from_scratch=true data.dir=/tmp "
+         "run.out=build/none",
+         "coco"},
         {"scenes", "scenes.dir is empty"},
     };
     for (int i = 0; i < COUNT_OF(rows); i++) expect(FAIL_CONFIG, rows[i].says, rows[i].line);
@@ -116,7 +121,9 @@ TEST(verbs_configuration) {
 
 static void train_on(Status status, const char *says, const char *dir, const char *more) {
     char line[1500];
-    snprintf(line, sizeof line, TINY "model.vqa=configs/models/tiny-vilt data.dir=%s run.out=%s/verbs-out train.resume=false %s", dir, test_dir(), more);
+    snprintf(line, sizeof line,
+             TINY "model.vqa=configs/models/tiny-vilt data.dir=%s run.out=%s/verbs-out train.resume=false %s",
+             dir, test_dir(), more);
     expect(status, says, line);
 }
 
@@ -146,7 +153,9 @@ TEST(verbs_data) {
     put(in(dir, "train_questions.json"), deep, 400000);
     train_on(FAIL_DATA, "train_questions.json", dir, "data.kind=gqa");
     /* A folder of images that leads elsewhere. */
-    put_text(in(dir, "train_steps.jsonl"), "{\"image\": \"../../etc/passwd\", \"module\": \"VQA\", \"query\": \"q\", \"answer\": \"yes\"}\n");
+    put_text(
+        in(dir, "train_steps.jsonl"),
+        "{\"image\": \"../../etc/passwd\", \"module\": \"VQA\", \"query\": \"q\", \"answer\": \"yes\"}\n");
     train_on(FAIL_DATA, NULL, dir, "");
     /* More bad lines than may be passed over; and a line of 3 MB. */
     FILE *f = fopen(in(dir, "train_steps.jsonl"), "w");
@@ -195,8 +204,11 @@ TEST(verbs_corrupt_images) {
     memset(data + 2, 0x55, MIN(n - 2, 400)); /* begins right, then rubbish */
     put(path[4], data, n);
     free(data);
-    train_on(OK_STATUS, "cannot be used", dir, "train.steps=8 data.max_bad_percent=100"); /* 8 steps of 2 images: one epoch */
-    EXPECT(strstr(c.text, "of 16 images asked for, 1 not a JPEG, 1 truncated, 1 corrupt, 1 too large, 1 unreadable were skipped"), "%s", c.text);
+    train_on(OK_STATUS, "cannot be used", dir,
+             "train.steps=8 data.max_bad_percent=100"); /* 8 steps of 2 images: one epoch */
+    EXPECT(strstr(c.text, "of 16 images asked for, 1 not a JPEG, 1 truncated, 1 corrupt, 1 too large, 1 "
+                          "unreadable were skipped"),
+           "%s", c.text);
     /* All of them bad: the run ends and says how many of which kind. */
     for (f = fopen(in(dir, "train_steps.jsonl"), "r"); fgets(row, sizeof row, f);) {
         char name[200];
@@ -236,8 +248,10 @@ static const char *model_folder(const char *header, size_t bytes_behind) {
 
 static void train_from(Status status, const char *says, const char *folder) {
     char line[1500];
-    snprintf(line, sizeof line, "train data.kind=steps train.batch=8 train.steps=1 train.resume=false model.vqa=%s data.dir=%s run.out=%s/verbs-out", folder,
-             tiny_scenes(), test_dir());
+    snprintf(line, sizeof line,
+             "train data.kind=steps train.batch=8 train.steps=1 train.resume=false model.vqa=%s data.dir=%s "
+             "run.out=%s/verbs-out",
+             folder, tiny_scenes(), test_dir());
     expect(status, says, line);
 }
 
@@ -245,32 +259,41 @@ TEST(verbs_model_files) {
     if (!vpdistill()) return;
     train_from(FAIL_MODEL, "no-such-model", "/no-such-model");
     train_from(FAIL_MODEL, "no model.safetensors", model_folder(NULL, 0));
-    static const struct { const char *header; size_t behind; const char *says; } rows[] = {
+    static const struct { const char *header; size_t behind; const char *says;
+    } rows[] = {
         {"", 0, "model.safetensors"},
         {"{", 0, "model.safetensors"},
         {"{}", 0, "missing"},
-        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}}", 12, "model.safetensors"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":"
+         "[2],\"data_offsets\":[4,12]}}",
+         12, "model.safetensors"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4, "model.safetensors"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}", 8, "model.safetensors"},
-        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,8]}}", 8, "model.safetensors"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,8]}}", 8,
+         "model.safetensors"},
         {"{\"a\":{\"dtype\":\"F33\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "model.safetensors"},
-        {"{\"vilt.layernorm.weight\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "84 tensors are wrong"},
+        {"{\"vilt.layernorm.weight\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8,
+         "84 tensors are wrong"},
     };
-    for (int i = 0; i < COUNT_OF(rows); i++) train_from(FAIL_MODEL, rows[i].says, model_folder(rows[i].header, rows[i].behind));
+    for (int i = 0; i < COUNT_OF(rows); i++)
+        train_from(FAIL_MODEL, rows[i].says, model_folder(rows[i].header, rows[i].behind));
     /* A header length of 2^63, and of 100 GB. */
     const char *dir = model_folder("{}", 0);
     put(in(dir, "model.safetensors"), "\0\0\0\0\0\0\0\x80{}", 10);
     train_from(FAIL_MODEL, "model.safetensors", dir);
     put(in(dir, "model.safetensors"), "\0\0\0\0\x19\0\0\0{}", 10);
     train_from(FAIL_MODEL, "model.safetensors", dir);
-    static const struct { const char *name, *text, *says; } json[] = {
+    static const struct { const char *name, *text, *says;
+    } json[] = {
         {"config.json", "{", "config.json"},
         {"config.json", "[]", "config.json"},
         {"config.json", "{\"model_type\": \"bert\"}", "bert"},
         {"config.json", "{\"model_type\": \"vilt\", \"hidden_size\": -64}", "hidden_size"},
         {"config.json", "{\"model_type\": \"vilt\", \"hidden_size\": \"64\"}", "hidden_size"},
         {"config.json", "{\"model_type\": \"vilt\", \"id2label\": {\"0\": \"a\", \"5\": \"b\"}}", "id2label"},
-        {"config.json", "{\"model_type\": \"vilt\", \"id2label\": {\"0\": \"a\"}, \"num_attention_heads\": 7}", "num_attention_heads"},
+        {"config.json",
+         "{\"model_type\": \"vilt\", \"id2label\": {\"0\": \"a\"}, \"num_attention_heads\": 7}",
+         "num_attention_heads"},
         {"preprocessor_config.json", "{}", "image_mean"},
         {"preprocessor_config.json", "{\"image_mean\": [1, 2], \"image_std\": 3}", "image_mean"},
         {"preprocessor_config.json", "nonsense", "preprocessor_config.json"},
@@ -280,7 +303,8 @@ TEST(verbs_model_files) {
         dir = model_folder(NULL, 0);
         put_text(in(dir, json[i].name), json[i].text);
         char line[1000];
-        snprintf(line, sizeof line, TINY "train.resume=false model.vqa=%s data.dir=%s run.out=%s/verbs-out", dir, tiny_scenes(), test_dir());
+        snprintf(line, sizeof line, TINY "train.resume=false model.vqa=%s data.dir=%s run.out=%s/verbs-out",
+                 dir, tiny_scenes(), test_dir());
         expect(FAIL_MODEL, json[i].says, line);
     }
 }
@@ -299,21 +323,24 @@ TEST(verbs_programs) {
     fclose(f);
     image_of(name, row);
     copy(image, in(scenes, name));
-    static const char programs[] = "# first\nANSWER0=EVAL(expr=\"1 + 2\")\nFINAL_RESULT=RESULT(var=ANSWER0)\n\n"
-                                   "# second\nANSWER0=EVLA(expr=\"1\")\nFINAL_RESULT=RESULT(var=ANSWER0)\n\n"
-                                   "ANSWER0=EVAL(expr=\"__import__('os').system('false')\")\nFINAL_RESULT=RESULT(var=ANSWER0)\n\n"
-                                   "FINAL_RESULT=RESULT(var=NOWHERE)\n\n"
-                                   "ANSWER0=EVAL(expr=\"4 * 5\")\nFINAL_RESULT=RESULT(var=ANSWER0)\n";
+    static const char programs[] =
+        "# first\nANSWER0=EVAL(expr=\"1 + 2\")\nFINAL_RESULT=RESULT(var=ANSWER0)\n\n"
+        "# second\nANSWER0=EVLA(expr=\"1\")\nFINAL_RESULT=RESULT(var=ANSWER0)\n\n"
+        "ANSWER0=EVAL(expr=\"__import__('os').system('false')\")\nFINAL_RESULT=RESULT(var=ANSWER0)\n\n"
+        "FINAL_RESULT=RESULT(var=NOWHERE)\n\n"
+        "ANSWER0=EVAL(expr=\"4 * 5\")\nFINAL_RESULT=RESULT(var=ANSWER0)\n";
     put_text(in(test_dir(), "programs.txt"), programs);
     snprintf(line, sizeof line, "run --image %s --program %s/programs.txt", image, test_dir());
     expect(FAIL_DATA, "programs.txt:6", line);
     EXPECT(strstr(c.text, "3") && strstr(c.text, "20"), "the good programs did not run: %s", c.text);
     EXPECT(strstr(c.text, "programs.txt:9") && strstr(c.text, "programs.txt:12"), "%s", c.text);
-    put_text(in(test_dir(), "programs.txt"), "ANSWER0=EVAL(expr=\"1 + 2\")\nFINAL_RESULT=RESULT(var=ANSWER0)\n");
+    put_text(in(test_dir(), "programs.txt"),
+             "ANSWER0=EVAL(expr=\"1 + 2\")\nFINAL_RESULT=RESULT(var=ANSWER0)\n");
     expect(OK_STATUS, "3", line);
     put_text(in(test_dir(), "programs.txt"), "\n\n# nothing\n");
     expect(FAIL_DATA, "no program", line);
-    put_text(in(test_dir(), "programs.txt"), "ANSWER0=VQA(image=IMAGE,question='Is it?')\nFINAL_RESULT=RESULT(var=ANSWER0)\n");
+    put_text(in(test_dir(), "programs.txt"),
+             "ANSWER0=VQA(image=IMAGE,question='Is it?')\nFINAL_RESULT=RESULT(var=ANSWER0)\n");
     expect(FAIL_CONFIG, "model.vqa", line);
     put_text(image, "no image");
     expect(FAIL_DATA, "not a JPEG", line);
@@ -334,7 +361,9 @@ static void little_disk(void) {
 
 static char full[400];
 static void full_disk(void) {
-    if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("tmpfs", full, "tmpfs", 0, "size=400k")) _exit(122);
+    if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+        mount("tmpfs", full, "tmpfs", 0, "size=400k"))
+        _exit(122);
 }
 
 TEST(verbs_memory) {
@@ -343,7 +372,8 @@ TEST(verbs_memory) {
     test_skip("the sanitizer needs more address space than the limit");
 #else
     char line[1000];
-    snprintf(line, sizeof line, TINY "model.vqa=configs/models/tiny-vilt data.dir=%s run.out=%s/verbs-out", tiny_scenes(), test_dir());
+    snprintf(line, sizeof line, TINY "model.vqa=configs/models/tiny-vilt data.dir=%s run.out=%s/verbs-out",
+             tiny_scenes(), test_dir());
     command_start(&c, NULL, little_memory, line);
     EXPECT(command_wait(&c) == FAIL_MEMORY && strstr(c.text, "bytes"), "status %d: %s", c.status, c.text);
 #endif
@@ -359,7 +389,8 @@ TEST(verbs_disk) {
         {"/proc/vpdistill", "/proc/vpdistill"},
     };
     for (int i = 0; i < COUNT_OF(rows); i++) {
-        snprintf(line, sizeof line, TINY "model.vqa=configs/models/tiny-vilt data.dir=%s run.out=%s", tiny_scenes(), rows[i].out);
+        snprintf(line, sizeof line, TINY "model.vqa=configs/models/tiny-vilt data.dir=%s run.out=%s",
+                 tiny_scenes(), rows[i].out);
         expect(FAIL_DISK, rows[i].says, line);
     }
     snprintf(line, sizeof line, "scenes scenes.dir=/dev/full/x scenes.train=1 scenes.val=0 scenes.test=0");
@@ -368,10 +399,13 @@ TEST(verbs_disk) {
     snprintf(full, sizeof full, "%s/verbs-full", test_dir());
     CHECK(make_dirs(full, &e), "%s", e.text);
     for (int k = 0; k < 2; k++) {
-        snprintf(line, sizeof line, TINY "model.vqa=configs/models/tiny-vilt data.dir=%s run.out=%s/run%d", tiny_scenes(), full, k);
+        snprintf(line, sizeof line, TINY "model.vqa=configs/models/tiny-vilt data.dir=%s run.out=%s/run%d",
+                 tiny_scenes(), full, k);
         command_start(&c, NULL, k ? full_disk : little_disk, line);
         if (command_wait(&c) == 122) continue; /* not allowed to mount */
-        EXPECT(c.status == FAIL_DISK && strstr(c.text, "checkpoint") && strstr(c.text, k ? "No space left" : "too large"), "status %d: %s", c.status, c.text);
+        EXPECT(c.status == FAIL_DISK && strstr(c.text, "checkpoint") &&
+                   strstr(c.text, k ? "No space left" : "too large"),
+               "status %d: %s", c.status, c.text);
     }
 }
 
@@ -381,14 +415,18 @@ TEST(verbs_not_a_number) {
     char line[1000], dir[300], *data;
     size_t n;
     Error e = {0};
-    snprintf(line, sizeof line, TINY "model.vqa=configs/models/tiny-vilt data.dir=%s run.out=%s/nan train.resume=false", tiny_scenes(), test_dir());
+    snprintf(line, sizeof line,
+             TINY "model.vqa=configs/models/tiny-vilt data.dir=%s run.out=%s/nan train.resume=false",
+             tiny_scenes(), test_dir());
     expect(OK_STATUS, NULL, line);
     snprintf(dir, sizeof dir, "%s/nan/model", test_dir());
     CHECK(file_read(in(dir, "model.safetensors"), &data, &n, 64 << 20, &e), "%s", e.text);
     memcpy(data + n - 4, &(float){NAN}, 4); /* one value of the last tensor of the file */
     put(in(dir, "model.safetensors"), data, n);
     free(data);
-    snprintf(line, sizeof line, "train data.kind=steps train.batch=8 train.steps=3 model.vqa=%s data.dir=%s run.out=%s/nan2", dir, tiny_scenes(), test_dir());
+    snprintf(line, sizeof line,
+             "train data.kind=steps train.batch=8 train.steps=3 model.vqa=%s data.dir=%s run.out=%s/nan2",
+             dir, tiny_scenes(), test_dir());
     expect(FAIL_NUMERIC, "step 0", line);
     EXPECT(strstr(c.text, "the parameter vilt."), "it does not name the tensor: %s", c.text);
     EXPECT(access(in(test_dir(), "nan2/model"), F_OK), "a model was saved all the same");
