@@ -69,13 +69,25 @@ static int by_name(const void *a, const void *b) {
     return c ? c : strcmp(x->name, y->name);
 }
 
+/* Whether the file's or the test's name contains each of the words of "a&b". */
+static bool matches(const struct Case *t, const char *words) {
+    char word[128];
+    for (; *words; words += *words == '&') {
+        const size_t n = strcspn(words, "&");
+        snprintf(word, sizeof word, "%.*s", (int)n, words);
+        if (!strstr(t->file, word) && !strstr(t->name, word)) return false;
+        words += n;
+    }
+    return true;
+}
+
 int main(int argc, char **argv) {
     int passed = 0, failed = 0, skipped = 0;
     qsort(cases, (size_t)ncases, sizeof *cases, by_name); /* link order is no order */
     for (int i = 0; i < ncases; i++) {
         struct Case *t = &cases[i];
         bool wanted = argc < 2;
-        for (int k = 1; k < argc; k++) wanted |= strstr(t->file, argv[k]) || strstr(t->name, argv[k]);
+        for (int k = 1; k < argc; k++) wanted |= matches(t, argv[k]);
         if (!wanted) continue;
         memset(&now, 0, sizeof now);
         double start = now_s();

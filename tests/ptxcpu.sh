@@ -4,8 +4,9 @@
 #   tests/ptxcpu.sh TOOL [test ...]      TOOL: the folder of ptxcpu, which executes PTX on the CPU under its own CUDA runtime
 #
 # Builds the CUDA binary and the kernels for the tool, then runs every test of the cuda device (or those named) three times: as
-# it is; in random order with streams that work only when somebody waits; and with checked accesses, races and reads of memory
-# that nobody wrote. Whatever the tool reports is a failure. The last line is the sum of the tests' counts.
+# it is; in random order with streams that work only when somebody waits; and, the kernels alone, with checked accesses, races and
+# reads of memory that nobody wrote. Then two steps of the demo by the command itself. Whatever the tool reports is a failure.
+# The last line is the sum of the tests' counts.
 # Without the tool or nvcc it says so and all is well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -59,6 +60,7 @@ run() { # what kind VARIABLE=value...: runs $program
 program=(build/cuda/test "${named[@]}")
 run plain plain A=0
 run lazy plain PTXCPU_SEED=1 PTXCPU_LAZY=1
+[ $# -gt 0 ] || program=(build/cuda/test 'kernels/&[cuda]' _on_cuda) # whole models: too slow when every access is looked up
 run checked checked PTXCPU_SEED=2 PTXCPU_RACE=1 PTXCPU_INIT=1
 
 if [ $# = 0 ]; then # the command itself, two steps of the demo

@@ -3,7 +3,7 @@
  *   TEST(gelu_golden) { EXPECT(a == b, "a is %d", a); }
  *
  * A test file holds TESTs; linking it registers them. `build/cpu/test norm` runs those whose file or
- * name contains "norm". EXPECT_NEAR also keeps the worst error as a share of its bound, printed per
+ * name contains "norm", `'norm&[emu]'` those with both words. EXPECT_NEAR also keeps the worst error as a share of its bound, printed per
  * test, so that slow decay is visible.
  */
 #pragma once
