@@ -12,24 +12,24 @@
 /* ---- races ------------------------------------------------------------------------------------------ */
 
 /* Two threads touch a place, one of them writes, and nothing orders them: no barrier between (the epoch), within a warp no step
- * that the lanes took together. Kept per byte (pixels are bytes); of readers the last one, and whether several warps read. */
+ * that the lanes took together. Kept per word of four bytes: the last writer and the last reader, which of the bytes they touched
+ * (pixels are bytes, and two threads may each have one), and whether several warps read. */
 struct Touch {
     uint32_t write_epoch, read_epoch;
     uint16_t writer, reader, write_step, read_step;
-    bool warps_read;
-    uint32_t copying, outside; /* the block in which a copy to it is on its way; in which it is the red zone behind an array */
+    uint32_t odd; /* the block in which there is something about it, a red zone or a copy under way */
+    uint8_t write_bytes, read_bytes;
+    bool warps_read, red_zone;
 };
-enum { GRAIN = 1 };
-static Touch touched[2][(ALL_SHARED + RED_ZONE + 64 * RED_ZONE) / GRAIN];
+enum { WORD = 4 };
+static Touch touched[2][(ALL_SHARED + RED_ZONE + 64 * RED_ZONE) / WORD];
 
-static size_t offset_in_shared(const void *p, int *which) {
-    const char *c = (const char *)p;
-    for (*which = 0; *which < 2; ++*which) {
-        const char *base = *which ? emu_dynamic_shared_memory : emu_static_shared;
-        const size_t size = *which ? ALL_SHARED + RED_ZONE : STATIC_SHARED + 64 * RED_ZONE;
-        if (c >= base && c < base + size) return (size_t)(c - base);
-    }
-    return SIZE_MAX;
+/* SIZE_MAX: p is elsewhere. which: 0 static, 1 dynamic. */
+static inline size_t offset_in_shared(const void *p, int *which) {
+    const size_t in_static = (uintptr_t)p - (uintptr_t)emu_static_shared, in_dynamic = (uintptr_t)p - (uintptr_t)emu_dynamic_shared_memory;
+    *which = in_dynamic < ALL_SHARED + RED_ZONE;
+    if (*which) return in_dynamic;
+    return in_static < STATIC_SHARED + 64 * RED_ZONE ? in_static : SIZE_MAX;
 }
 
 static void tell(const void *p, const char *what, int other) {
@@ -47,47 +47,72 @@ static bool ordered(int other, uint16_t step) {
     return other == me || (other / 32 == me / 32 && step != cta.steps[me / 32]);
 }
 
+static void note_read(Touch *t, uint8_t bytes, uint16_t me, uint16_t step) {
+    const bool again = t->read_epoch == cta.epoch && (t->read_bytes & bytes);
+    t->warps_read = again && (t->warps_read || t->reader / 32 != me / 32);
+    t->read_epoch = cta.epoch;
+    t->read_bytes = bytes;
+    t->reader = me;
+    t->read_step = step;
+}
+
+static void note_write(Touch *t, uint8_t bytes, uint16_t me, uint16_t step) {
+    t->write_epoch = cta.epoch;
+    t->write_bytes = bytes;
+    t->writer = me;
+    t->write_step = step;
+}
+
+/* What is amiss, if anything. */
+static void examine(const void *p, const Touch *t, uint8_t bytes, bool write, uint16_t me) {
+    if (t->odd == (uint32_t)cta.number) {
+        if (t->red_zone) tell(p, write ? "written, which is behind its end" : "read, which is behind its end", -1);
+        else tell(p, write ? "written while an asynchronous copy to it is on its way" : "read before the asynchronous copy to it was waited for", -1);
+    } else if (t->write_epoch == cta.epoch && (t->write_bytes & bytes) && !ordered(t->writer, t->write_step)) {
+        tell(p, write ? "written after a write by" : "read after a write by", t->writer);
+    } else if (write && t->read_epoch == cta.epoch && (t->read_bytes & bytes) &&
+               (!ordered(t->reader, t->read_step) || (t->warps_read && t->reader / 32 == me / 32))) {
+        tell(p, "written after a read by", t->reader);
+    }
+}
+
+static void touch(const void *p, size_t at, int which, size_t n, bool write) {
+    const uint16_t me = (uint16_t)thread_number(), step = cta.steps[me / 32];
+    const uint8_t bytes = n >= WORD ? 15 : (uint8_t)(((1 << n) - 1) << at % WORD);
+    Touch *t = &touched[which][at / WORD];
+    for (Touch *end = t + (n + WORD - 1) / WORD; t < end; t++) {
+        const bool quiet = t->write_epoch != cta.epoch && t->odd != (uint32_t)cta.number && !(write && t->read_epoch == cta.epoch);
+        if (!quiet) examine(p, t, bytes, write, me); /* most are quiet */
+        if (write) note_write(t, bytes, me, step);
+        else note_read(t, bytes, me, step);
+    }
+}
+
 void shared_access(const void *p, size_t n, bool write) {
     int which;
     const size_t at = offset_in_shared(p, &which);
-    const uint16_t me = (uint16_t)thread_number(), step = cta.steps[me / 32];
-    const uint32_t block = (uint32_t)cta.number;
-    for (Touch *t = &touched[which][at / GRAIN]; t < &touched[which][(at + n + GRAIN - 1) / GRAIN]; t++) {
-        const bool written = t->write_epoch == cta.epoch, read = t->read_epoch == cta.epoch;
-        if (t->outside == block) return tell(p, write ? "written, which is behind its end" : "read, which is behind its end", -1);
-        if (t->copying == block)
-            return tell(p, write ? "written while an asynchronous copy to it is on its way" : "read before the asynchronous copy to it was waited for", -1);
-        if (written && !ordered(t->writer, t->write_step)) return tell(p, write ? "written after a write by" : "read after a write by", t->writer);
-        if (write) {
-            if (read && (!ordered(t->reader, t->read_step) || (t->warps_read && t->reader / 32 == me / 32)))
-                return tell(p, "written after a read by", t->reader);
-            t->write_epoch = cta.epoch;
-            t->writer = me;
-            t->write_step = step;
-        } else {
-            t->warps_read = read && (t->warps_read || t->reader / 32 != me / 32);
-            t->read_epoch = cta.epoch;
-            t->reader = me;
-            t->read_step = step;
-        }
+    touch(p, at, which, n, write);
+}
+
+/* From now on, or no longer. */
+static void set_odd(const void *p, size_t n, bool odd, bool red_zone) {
+    int which;
+    const size_t at = offset_in_shared(p, &which);
+    for (size_t i = (at + WORD - 1) / WORD; i < (at + n) / WORD; i++) {
+        touched[which][i].odd = odd ? (uint32_t)cta.number : 0;
+        touched[which][i].red_zone = red_zone;
     }
 }
 
 void shared_copy(const void *p, size_t n, bool arrives) {
     int which;
-    const size_t at = offset_in_shared(p, &which);
-    if (at == SIZE_MAX) return emu_report("cp_async16 to %p, which is not shared memory", p);
-    Touch *t = &touched[which][at / GRAIN];
-    for (size_t i = 0; i < n / GRAIN && arrives; i++) t[i].copying = 0;
+    if (offset_in_shared(p, &which) == SIZE_MAX) return emu_report("cp_async16 to %p, which is not shared memory", p);
+    if (arrives) set_odd(p, n, false, false);
     shared_access(p, n, true);
-    for (size_t i = 0; i < n / GRAIN && !arrives; i++) t[i].copying = (uint32_t)cta.number;
+    if (!arrives) set_odd(p, n, true, false);
 }
 
-void shared_red_zone(const void *p, size_t n) {
-    int which;
-    const size_t at = offset_in_shared(p, &which);
-    for (size_t i = (at + GRAIN - 1) / GRAIN; i < (at + n) / GRAIN; i++) touched[which][i].outside = (uint32_t)cta.number;
-}
+void shared_red_zone(const void *p, size_t n) { set_odd(p, n, true, true); }
 
 /* ---- traffic ---------------------------------------------------------------------------------------- */
 
@@ -137,7 +162,8 @@ static inline void access(const void *p, size_t n, bool write) {
         within(p, cta.launch->kept, cta.launch->kept_bytes))
         return;
     int which;
-    if (offset_in_shared(p, &which) != SIZE_MAX) shared_access(p, n, write);
+    const size_t at = offset_in_shared(p, &which);
+    if (at != SIZE_MAX) touch(p, at, which, n, write);
     else global_access(p, n, write);
 }
 

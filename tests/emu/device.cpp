@@ -15,6 +15,76 @@ extern "C" {
 #include <sys/mman.h>
 #include <unistd.h>
 
+/* ---- memory --------------------------------------------------------------------------------------- */
+
+/* Nobody but kernels and copies may touch a card's memory: outside of them the pages of large pieces are closed, and host code
+ * that follows a device pointer dies on the spot. Small ones come from the heap, where a sanitizer knows their end; system calls
+ * for each buffer of the kernel tests would take longer than these. */
+enum { CLOSED_FROM = 1 << 20 };
+static std::vector<std::pair<void *, size_t>> taken;
+static int inside;
+
+static void allow(void *p, size_t bytes, int access) {
+    if (mprotect(p, bytes, access)) {
+        fprintf(stderr, "emu: mprotect: %s\n", strerror(errno));
+        abort();
+    }
+}
+
+struct Inside {
+    Inside() {
+        if (!inside++)
+            for (auto &t : taken) allow(t.first, t.second, PROT_READ | PROT_WRITE);
+    }
+    ~Inside() {
+        if (!--inside)
+            for (auto &t : taken) allow(t.first, t.second, PROT_NONE);
+    }
+};
+
+static size_t round_256(size_t n) { return n ? (n + 255) & ~(size_t)255 : 256; }
+
+/* NaN, so that what nobody wrote shows; but not where that would take gigabytes. */
+enum { FILL_UP_TO = 64 << 20 };
+
+static void *device_alloc(Device *, size_t bytes) {
+    void *p;
+    if (bytes < CLOSED_FROM) {
+        p = aligned_alloc(256, round_256(bytes));
+    } else {
+        p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (p == MAP_FAILED) p = NULL;
+    }
+    if (!p) {
+        fprintf(stderr, "emu: no memory for %zu bytes: %s\n", bytes, strerror(errno));
+        abort();
+    }
+    if (bytes <= FILL_UP_TO) memset(p, 0xFF, bytes);
+    if (bytes < CLOSED_FROM) {
+        emu_poison((char *)p + bytes, round_256(bytes) - bytes);
+    } else {
+        if (!inside) allow(p, bytes, PROT_NONE);
+        taken.push_back({p, bytes});
+    }
+    return p;
+}
+
+static void device_sync(Device *d) {
+    for (Stream *s : {d->main, d->copy, d->comm}) emu_stream_sync(s);
+}
+
+static void device_release(Device *d, void *p, size_t bytes) {
+    device_sync(d);
+    if (!p) return;
+    if (bytes < CLOSED_FROM) {
+        emu_unpoison(p, round_256(bytes));
+        free(p);
+        return;
+    }
+    munmap(p, bytes);
+    taken.erase(std::remove_if(taken.begin(), taken.end(), [p](auto &t) { return t.first == p; }), taken.end());
+}
+
 /* ---- streams -------------------------------------------------------------------------------------- */
 
 struct Stream {
@@ -28,6 +98,8 @@ struct Stream {
 static Stream at_once = {"NULL", true, {}, 0, 0, {}};
 
 static void run_until(Stream *s, uint64_t count) {
+    if (s->ran >= count) return;
+    Inside here;
     while (s->ran < count) {
         std::function<void()> work = std::move(s->queue.front());
         s->queue.pop_front();
@@ -58,8 +130,6 @@ extern "C" void emu_stream_sync(Stream *s) {
     if (s) run_until(s, s->queued);
 }
 
-static size_t round_256(size_t n) { return n ? (n + 255) & ~(size_t)255 : 256; }
-
 /* Memory of the exact size, so that AddressSanitizer sees its ends; the last one dies when the stream gets here. */
 extern "C" void *emu_scratch(Stream *s, size_t bytes) {
     if (!s) s = &at_once;
@@ -82,6 +152,7 @@ extern "C" void emu_upload(Stream *s, void *dst, const void *src, size_t bytes) 
 
 extern "C" void emu_download(Stream *s, void *dst, const void *src, size_t bytes) {
     emu_stream_sync(s);
+    Inside here;
     if (bytes) memcpy(dst, src, bytes);
 }
 
@@ -123,44 +194,6 @@ extern const Ops ops_emu = {
     OPS(X)
 #undef X
 };
-}
-
-/* Small: from the heap, where a sanitizer knows its end, and NaN: what nobody wrote shows. Large: address space, for launches
- * over more values than there is memory. */
-enum { SMALL = 64 << 20 };
-
-static void *device_alloc(Device *, size_t bytes) {
-    void *p;
-    if (bytes <= SMALL) {
-        p = aligned_alloc(256, round_256(bytes));
-        if (p) {
-            memset(p, 0xFF, bytes);
-            emu_poison((char *)p + bytes, round_256(bytes) - bytes);
-        }
-    } else {
-        p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p == MAP_FAILED) p = NULL;
-    }
-    if (!p) {
-        fprintf(stderr, "emu: no memory for %zu bytes: %s\n", bytes, strerror(errno));
-        abort();
-    }
-    return p;
-}
-
-static void device_sync(Device *d) {
-    for (Stream *s : {d->main, d->copy, d->comm}) emu_stream_sync(s);
-}
-
-static void device_release(Device *d, void *p, size_t bytes) {
-    device_sync(d);
-    if (!p) return;
-    if (bytes > SMALL) {
-        munmap(p, bytes);
-        return;
-    }
-    emu_unpoison(p, round_256(bytes));
-    free(p);
 }
 
 static void device_after(Device *, Stream *s, Stream *other) { emu_stream_after(s, other); }

@@ -9,11 +9,14 @@
 #include "tests/test.h"
 
 enum { B = 4, T = 160, ROWS = B * T, C = 256, N = ROWS * C }; /* 160 tokens: three chunks for sums over rows */
+/* layernorm_bwd takes 528 blocks or 8 rows each: it is at its best, as in a model, when that is more. */
+enum { NORM_C = 8, NORM_ROWS = N / NORM_C };
 
 static const Ops *op;
 static Stream *s;
 static void *x[6]; /* N values each, of either type */
 static float *f[4]; /* N */
+static int32_t *order, *label; /* a permutation of the rows; below C */
 static double out;
 
 #define CASE(name, call)                                                                                     \
@@ -34,6 +37,21 @@ CASE(dropout_fwd, op->dropout_fwd(s, t, x[0], x[1], 0.1f, 1, 3, N))
 CASE(dropout_bwd, op->dropout_bwd(s, t, x[0], x[1], 0.1f, 1, 3, N))
 CASE(cast, op->cast(s, t, x[0], t == F32 ? BF16 : F32, x[1], N))
 CASE(sum_squares, op->sum_squares(s, t, &out, x[0], N))
+CASE(layernorm_fwd, op->layernorm_fwd(s, t, x[0], f[0], f[1], x[1], f[2], f[3], 1e-5f, ROWS, C))
+CASE(layernorm_bwd, op->layernorm_bwd(s, t, x[0], f[0], f[0] + NORM_C, x[1], x[2], f[1], f[2], f[3], NORM_ROWS, NORM_C))
+CASE(l2norm_fwd, op->l2norm_fwd(s, t, x[0], f[0], x[1], 1e-6f, ROWS, C))
+CASE(l2norm_bwd, op->l2norm_bwd(s, t, x[0], x[1], x[2], f[0], 1e-6f, ROWS, C))
+CASE(softmax_fwd, op->softmax_fwd(s, t, x[0], x[1], ROWS, C))
+CASE(softmax_bwd, op->softmax_bwd(s, t, x[0], x[1], x[2], ROWS, C))
+CASE(gather_rows, op->gather_rows(s, t, x[0], x[1], order, ROWS, C))
+CASE(scatter_rows, op->scatter_rows(s, t, x[0], x[1], order, ROWS, C))
+CASE(copy_rows, op->copy_rows(s, t, x[0], C, x[1], C, ROWS, C, false))
+CASE(mean_tokens_fwd, op->mean_tokens_fwd(s, t, x[0], x[1], NULL, B, T, C))
+CASE(mean_tokens_bwd, op->mean_tokens_bwd(s, t, x[0], x[1], NULL, B, T, C))
+CASE(bce_loss, op->bce_loss(s, t, f[0], x[0], x[1], f[1], f[2], 1, ROWS, C))
+CASE(ce_loss, op->ce_loss(s, t, f[0], x[0], x[1], label, f[2], 0.1f, ROWS, C))
+CASE(kl_loss, op->kl_loss(s, t, f[0], x[0], x[1], f[1], f[2], 2, ROWS, C))
+CASE(focal_loss, op->focal_loss(s, t, f[0], x[0], x[1], f[1], f[2], 0.25f, 2, ROWS, C))
 
 /* values, f32s: how many of each move at least, over N. */
 static const struct {
@@ -56,6 +74,21 @@ static const struct {
     {"dropout_fwd", run_dropout_fwd, 2, 0},
     {"dropout_bwd", run_dropout_bwd, 3, 0},
     {"sum_squares", run_sum_squares, 1, 0},
+    {"layernorm_fwd", run_layernorm_fwd, 2, 2.0 / C + 2.0 / ROWS},
+    {"layernorm_bwd", run_layernorm_bwd, 4, 2.0 / NORM_C + 5.0 / NORM_ROWS},
+    {"l2norm_fwd", run_l2norm_fwd, 2, 1.0 / C},
+    {"l2norm_bwd", run_l2norm_bwd, 4, 1.0 / C},
+    {"softmax_fwd", run_softmax_fwd, 2, 0},
+    {"softmax_bwd", run_softmax_bwd, 4, 0},
+    {"gather_rows", run_gather_rows, 2, 1.0 / C},
+    {"scatter_rows", run_scatter_rows, 3, 1.0 / C},
+    {"copy_rows", run_copy_rows, 2, 0},
+    {"mean_tokens_fwd", run_mean_tokens_fwd, 1 + 1.0 / T, 0},
+    {"mean_tokens_bwd", run_mean_tokens_bwd, 2 + 1.0 / T, 0},
+    {"bce_loss", run_bce_loss, 2, 1 + 2.0 / C},
+    {"ce_loss", run_ce_loss, 2, 3.0 / C},
+    {"kl_loss", run_kl_loss, 2, 1 + 2.0 / C},
+    {"focal_loss", run_focal_loss, 2, 2 + 1.0 / C},
 };
 
 static double moved(void (*run)(DType), DType t, EmuTraffic *m) {
@@ -72,12 +105,21 @@ static void begin(void) {
     s = d->main;
     for (int i = 0; i < COUNT_OF(x); i++) x[i] = d->alloc(d, N * sizeof(float));
     for (int i = 0; i < COUNT_OF(f); i++) f[i] = d->alloc(d, N * sizeof(float));
+    int32_t host[ROWS];
+    order = d->alloc(d, sizeof host);
+    label = d->alloc(d, sizeof host);
+    for (int i = 0; i < ROWS; i++) host[i] = i * 7 % ROWS;
+    d->upload(d, order, host, sizeof host);
+    for (int i = 0; i < ROWS; i++) host[i] = i % C;
+    d->upload(d, label, host, sizeof host);
 }
 
 static void end(void) {
     Device *d = device_emu();
     for (int i = 0; i < COUNT_OF(x); i++) d->release(d, x[i], N * sizeof(float));
     for (int i = 0; i < COUNT_OF(f); i++) d->release(d, f[i], N * sizeof(float));
+    d->release(d, order, ROWS * sizeof *order);
+    d->release(d, label, ROWS * sizeof *label);
 }
 
 static void row(const char *name, DType t, const EmuTraffic *m, double least) {
