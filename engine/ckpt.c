@@ -120,7 +120,10 @@ static bool save_parts(const char *dir, int64_t step, const CkptPart *part, int 
 bool ckpt_save(const char *out, int64_t step, const CkptPart *part, int n, const CkptFile *file, const char *config,
                int keep, Error *e) {
     char tmp[PATH_MAX], final[PATH_MAX];
-    if (comm_world()->rank) return true;
+    if (comm_world()->rank) {
+        for (int i = 0; i < n; i++) params_send_moments(&part[i].module->params);
+        return true;
+    }
     snprintf(tmp, sizeof tmp, "%s/tmp-checkpoint.%d", out, (int)getpid());
     snprintf(final, sizeof final, "%s/checkpoint-%06" PRId64, out, step);
     remove_unfinished(out);

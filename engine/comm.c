@@ -45,6 +45,7 @@ bool comm_open(const Config *cfg, Error *e) {
     c->size = l.size;
     c->local_rank = MAX(l.local_rank, 0);
     c->reproducible = cfg->run.reproducible;
+    c->shard = cfg->run.shard_optimizer && l.size > 1;
     if (cfg->run.reproducible && (cfg->run.parts % l.size || cfg->run.parts & (cfg->run.parts - 1)))
         return fail_as(e, FAIL_CONFIG,
                        "run.reproducible: run.parts is %d; it must be a power of two that %d ranks divide", cfg->run.parts,

@@ -39,6 +39,7 @@ typedef struct Sum { const char *what; float *x; int64_t n; } Sum;
 struct Comm {
     int rank, size, local_rank, local_size; /* local: on this host */
     bool reproducible;
+    bool shard;                             /* each rank keeps its share of AdamW's moments: ZeRO-1 (Rajbhandari et al. 2020) */
     Link *link;                             /* NULL: one rank */
     const Transport *host, *device;         /* device NULL: gradients are in host memory */
     void *host_state, *device_state;        /* the transports' own */

@@ -20,7 +20,7 @@
 
 #define JOIN_S 60.0    /* launchers start the ranks of a big job within seconds of each other */
 #define BEATS 40       /* signs of life per time limit, and at least 20 a second: a rank that dies was last seen a step ago */
-#define SILENT 0.7     /* share of the limit after which a silent rank is given up; the rest is for everybody's end */
+#define SILENT 0.6     /* share of the limit after which a silent rank is given up; the rest is for everybody's end */
 #define WORDS_S 1.0    /* for last messages to arrive */
 enum { HELLO_MAGIC = 0x76706431, REMEMBERED = 4096, MAX_PENDING = 64 };
 

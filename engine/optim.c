@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#include "engine/comm.h"
+
 float schedule_factor(const OptimConfig *cfg, int64_t step) {
     if (step < cfg->warmup) return (float)step / (float)cfg->warmup;
     if (cfg->schedule == SCHEDULE_CONSTANT) return 1;
@@ -28,6 +30,18 @@ static int segments(const ParamSet *ps, const OptimConfig *cfg, float factor, Ad
     return n;
 }
 
+/* Of n stretches those inside the values lo .. hi, counted from lo: what this rank has the moments of. */
+static int clip_segments(AdamSegment *seg, int n, int64_t lo, int64_t hi) {
+    int kept = 0;
+    for (int i = 0; i < n; i++) {
+        AdamSegment s = seg[i];
+        s.begin = MAX(s.begin, lo) - lo;
+        s.end = MIN(s.end, hi) - lo;
+        if (s.begin < s.end) seg[kept++] = s;
+    }
+    return kept;
+}
+
 bool optim_step(ParamSet *ps, const OptimConfig *cfg, int64_t step, double *norm, Error *e) {
     const Ops *k = ps->dev->ops;
     double sum = 0;
@@ -46,9 +60,11 @@ bool optim_step(ParamSet *ps, const OptimConfig *cfg, int64_t step, double *norm
     size_t mark = arena_mark(ps->arena);
     AdamSegment *seg = arena_alloc(ps->arena, (size_t)ps->n * sizeof *seg);
     int n = segments(ps, cfg, schedule_factor(cfg, step), seg);
-    k->adamw(ps->dev->main, ps->value, ps->m, ps->v, ps->grad, seg, n, cfg->beta1, cfg->beta2, cfg->eps,
+    n = clip_segments(seg, n, ps->lo, ps->hi);
+    k->adamw(ps->dev->main, ps->value + ps->lo, ps->m, ps->v, ps->grad + ps->lo, seg, n, cfg->beta1, cfg->beta2, cfg->eps,
              scale, ++ps->step);
     arena_reset(ps->arena, mark);
+    if (ps->hi - ps->lo < ps->total) comm_all_gather(comm_world(), "weights", ps->value, ps->total);
     params_zero_grad(ps);
     return true;
 }

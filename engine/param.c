@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdarg.h>
 
+#include "engine/comm.h"
 #include "kernels/philox.h"
 
 enum { GAP = 16 }; /* every parameter starts at a 64-byte boundary */
@@ -98,15 +99,20 @@ void params_alloc(ParamSet *ps, Device *dev, bool trained) {
     align(ps);
     ps->dev = dev;
     size_t bytes = (size_t)ps->total * sizeof(float);
-    arena_open(&ps->memory, "parameters", dev, (bytes + 64) * (trained ? 4 : 1));
+    const Comm *c = comm_world();
+    ps->lo = c->shard ? comm_share(c, ps->total, c->rank) : 0;
+    ps->hi = c->shard ? comm_share(c, ps->total, c->rank + 1) : ps->total;
+    const size_t moments = (size_t)(ps->hi - ps->lo) * sizeof(float);
+    arena_open(&ps->memory, "parameters", dev, trained ? 2 * (bytes + moments + 128) : bytes + 64);
     ps->value = arena_alloc(&ps->memory, bytes);
     if (trained) {
         ps->grad = arena_alloc(&ps->memory, bytes);
-        ps->m = arena_alloc(&ps->memory, bytes);
-        ps->v = arena_alloc(&ps->memory, bytes);
+        ps->m = arena_alloc(&ps->memory, moments);
+        ps->v = arena_alloc(&ps->memory, moments);
     }
     float *const buffer[] = {ps->value, ps->grad, ps->m, ps->v};
-    for (int k = 0; k < (trained ? 4 : 1); k++) dev->zero(dev, buffer[k], bytes); /* gaps between parameters count, too */
+    for (int k = 0; k < (trained ? 4 : 1); k++) /* gaps between parameters count, too */
+        dev->zero(dev, buffer[k], k < 2 ? bytes : moments);
     for (int64_t i = 0; i < ps->nviews; i++) {
         Tensor *t = ps->view[i].t;
         t->data = ps->value + ps->view[i].at;
@@ -297,6 +303,24 @@ int params_grow(ParamSet *ps, const SafeTensors *st, const char *const *silent) 
     return taken;
 }
 
+/* A flat buffer in host memory. Moments of which each rank has a share come together on rank 0. */
+static void fetch(const ParamSet *ps, float *host, const float *buffer) {
+    if (buffer == ps->value || ps->hi - ps->lo == ps->total) {
+        ps->dev->download(ps->dev, host, buffer, (size_t)ps->total * sizeof(float));
+        return;
+    }
+    float *mine = xcalloc((size_t)(ps->hi - ps->lo) + 1, sizeof *mine);
+    ps->dev->download(ps->dev, mine, buffer, (size_t)(ps->hi - ps->lo) * sizeof(float));
+    comm_to_root(comm_world(), "moments", mine, host, ps->total);
+    free(mine);
+}
+
+void params_send_moments(const ParamSet *ps) {
+    if (ps->hi - ps->lo == ps->total) return;
+    fetch(ps, NULL, ps->m);
+    fetch(ps, NULL, ps->v);
+}
+
 /* One safetensors file of `count` flat buffers, names[k] put before each parameter's name. */
 static bool save_buffers(const ParamSet *ps, const char *path, float *const *buffer, const char *const *names,
                          int count, const char *const (*meta)[2], int nmeta, Error *e) {
@@ -306,7 +330,7 @@ static bool save_buffers(const ParamSet *ps, const char *path, float *const *buf
     float *host = xcalloc((size_t)(ps->total * count) + 1, sizeof *host);
     for (int k = 0; k < count; k++) {
         float *h = host + k * ps->total;
-        ps->dev->download(ps->dev, h, buffer[k], (size_t)ps->total * sizeof(float));
+        fetch(ps, h, buffer[k]);
         for (int i = 0; i < ps->n; i++) {
             const Param *p = ps->param[i];
             char *name = text + ((size_t)k * (size_t)ps->n + (size_t)i) * 320;
@@ -359,8 +383,10 @@ bool params_load_moments(ParamSet *ps, const char *path, Error *e) {
             if (!t || t->dtype != ST_F32 || st_numel(t) != p->n)
                 ok = fail_as(e, FAIL_MODEL, "%s: %s of %" PRId64 " values is %s", path, name, p->n,
                              t ? "of another size" : "missing");
-            else
-                ps->dev->upload(ps->dev, (k ? ps->v : ps->m) + p->at, t->data, t->bytes);
+            const int64_t from = MAX(p->at, ps->lo), end = MIN(p->at + p->n, ps->hi);
+            if (ok && from < end)
+                ps->dev->upload(ps->dev, (k ? ps->v : ps->m) + from - ps->lo, (const float *)t->data + from - p->at,
+                                (size_t)(end - from) * sizeof(float));
         }
     }
     if (ok) ps->step = steps;

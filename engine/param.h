@@ -38,6 +38,7 @@ typedef struct ParamSet {
     Device *dev;
     Arena memory;    /* device memory of the four buffers */
     float *value, *grad, *m, *v; /* grad, m, v NULL for a frozen set */
+    int64_t lo, hi;  /* m and v are those of values lo .. hi: of all, unless each rank keeps a share (run.shard_optimizer) */
     int64_t step;    /* updates made: AdamW's bias correction */
 } ParamSet;
 
@@ -74,8 +75,10 @@ bool params_load(ParamSet *ps, const SafeTensors *st, const char *path, Error *e
 int params_grow(ParamSet *ps, const SafeTensors *st, const char *const *silent);
 /* Writes the named values as safetensors, atomically. */
 bool params_save(const ParamSet *ps, const char *path, Error *e);
-/* Moments and step, exactly. The loader wants the same parameter names and shapes. */
+/* Moments and step, exactly. The loader wants the same parameter names and shapes. Where each rank keeps a share, rank 0 saves
+ * and all others send; a file does not tell how many ranks there were. */
 bool params_save_moments(const ParamSet *ps, const char *path, Error *e);
+void params_send_moments(const ParamSet *ps);
 bool params_load_moments(ParamSet *ps, const char *path, Error *e);
 void params_zero_grad(ParamSet *ps);
 /* Gradients are added to `grad` (total values) from now on. ps->grad stays what the optimizer reads. */

@@ -384,7 +384,7 @@ static void check_reproducible(const char *what, int steps, const char *(*line)(
 TEST(comm_reproducible_train) {
     if (!vpdistill()) return;
     check_reproducible("train", 4, train_line, "run.reproducible=true train.module=vqa train.accumulate=2 train.augment=0.5");
-    check_reproducible("train", 4, train_line, "run.reproducible=true train.module=loc");
+    check_reproducible("train", 4, train_line, "run.reproducible=true run.shard_optimizer=true train.module=loc");
 }
 
 TEST(comm_reproducible_distill) {
@@ -396,7 +396,7 @@ TEST(comm_reproducible_distill) {
 TEST(comm_resume_with_other_ranks) {
     char out[300], whole[300], why[1300];
     if (!vpdistill()) return;
-    const char *more = "run.reproducible=true train.schedule=constant";
+    const char *more = "run.reproducible=true run.shard_optimizer=true train.schedule=constant";
     snprintf(out, sizeof out, "%s/resume", test_dir());
     snprintf(whole, sizeof whole, "%s/resume-whole", test_dir());
     remove_folder(out);
