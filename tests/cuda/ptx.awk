@@ -32,7 +32,7 @@ is_ptx && kernel != "" && /dynamic_shared_/ { dynamic[arch, kernel] = 1 }
 is_ptx && kernel != "" && /(ld|st)\.global/ { accesses[arch, kernel]++ }
 is_ptx && kernel != "" && /(ld|st)\.global.*\.(v4\.[a-z]32|v2\.[a-z]64)/ { wide[arch, kernel]++ }
 is_ptx && kernel != "" && /cp\.async\.c[ag]/ { accesses[arch, kernel]++; wide[arch, kernel] += /, 16/ }
-is_ptx && kernel != "" && /(atom|red)\.(global|relaxed|add|cas|exch)/ { atomics[arch, kernel]++ }
+is_ptx && kernel != "" && /[ \t](atom|red)\.(global|relaxed|add|cas|exch)/ { atomics[arch, kernel]++ }
 
 # ---- what ptxas says
 !is_ptx && /Compiling entry function/ { split($0, quoted, "'"); kernel = quoted[2] }
