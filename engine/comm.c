@@ -167,7 +167,7 @@ static void sum_by_exchange(Comm *c, float *x, int64_t n) {
         c->host->exchange(c, to, x + at, (size_t)len * 4, from, piece[from], (size_t)mine * 4);
     }
     comm_tree(piece, c->size, mine);
-    if (c->rank) memcpy(x + lo, piece[0], (size_t)mine * 4);
+    if (c->rank && mine) memcpy(x + lo, piece[0], (size_t)mine * 4);
     share_out(c, x, n);
 }
 
