@@ -130,6 +130,6 @@ demo: deps
 	@test -f $(D)/hard/dataset.json || $(B)/vpdistill scenes configs/demo-scenes.yaml
 	$(B)/vpdistill distill configs/demo.yaml
 
-include bench/bench.mk tests/fuzz/fuzz.mk tests/cuda/cuda.mk
+include bench/bench.mk tests/fuzz/fuzz.mk tests/cuda/cuda.mk tests/parity/parity.mk
 
 .PHONY: all deps test mpi-test demo pretrained
