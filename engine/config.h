@@ -86,7 +86,9 @@
     INT(save_every, 500, 0, 1000000000, "steps between checkpoints; 0: only the last")                       \
     INT(eval_every, 0, 0, 1000000000, "steps between evaluations; 0: none")                                  \
     BOOL(resume, true, "go on from the checkpoint in run.out when there is one")                             \
-    FLOAT(lr_head_scale, 1, 0, 1000, "learning rate of the answer head as a multiple of lr")
+    TEXT(freeze, "", "beginnings of the names of parameters that do not learn, with spaces between")          \
+    TEXT(lr_scale, "", "learning rates as multiples, by beginnings of names: NAME=FACTOR ...")               \
+    FLOAT(layer_decay, 1, 0.01, 1, "each block's learning rate as a multiple of the next one's")
 
 #define DISTILL_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                      \
     FLOAT(temperature, 2, 0.01, 100, "softens teacher and student alike in the soft term")                   \

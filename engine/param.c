@@ -121,6 +121,18 @@ void params_alloc(ParamSet *ps, Device *dev, bool trained) {
     }
 }
 
+void params_stop_frozen(ParamSet *ps) {
+    for (int64_t i = 0; i < ps->nviews; i++) {
+        const int64_t from = ps->view[i].at, to = from + numel(ps->view[i].t);
+        bool learns = false;
+        for (int k = 0; k < ps->n && !learns; k++) {
+            const Param *p = ps->param[k];
+            learns = p->lr_scale != 0 && p->at < to && from < p->at + p->n;
+        }
+        ps->view[i].t->needs_grad &= learns;
+    }
+}
+
 void params_zero_grad(ParamSet *ps) { ps->dev->zero(ps->dev, ps->grad, (size_t)ps->total * sizeof(float)); }
 
 void params_grad_at(ParamSet *ps, float *grad) {

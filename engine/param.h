@@ -80,6 +80,8 @@ bool params_save(const ParamSet *ps, const char *path, Error *e);
 bool params_save_moments(const ParamSet *ps, const char *path, Error *e);
 void params_send_moments(const ParamSet *ps);
 bool params_load_moments(ParamSet *ps, const char *path, Error *e);
+/* What only frozen parameters (lr_scale 0) are seen through gets no gradient from now on. */
+void params_stop_frozen(ParamSet *ps);
 void params_zero_grad(ParamSet *ps);
 /* Gradients are added to `grad` (total values) from now on. ps->grad stays what the optimizer reads. */
 void params_grad_at(ParamSet *ps, float *grad);

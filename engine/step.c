@@ -8,6 +8,7 @@
 
 #include <math.h>
 
+#include "engine/rates.h"
 #include "modules/steps.h"
 
 /* ---- the step ------------------------------------------------------------------------------------- */
@@ -483,6 +484,7 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
     d->style = nlvr ? ANSWER_TRUE_FALSE : ANSWER_YES_NO;
     if (!student_open(d, &d->vqa, "VQA", cfg->model.vqa, cfg->distill.lr_vqa, e) ||
         !student_open(d, &d->loc, "LOC", cfg->model.loc, cfg->distill.lr_loc, e) ||
+        !rates_apply((ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, cfg, e) ||
         !teacher_open(&d->teacher, cfg->model.teacher, d->vqa.module, !nlvr, d->run.dev, e) ||
         !dataset_open(&d->data, &dc, e))
         return false;

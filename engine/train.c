@@ -10,6 +10,7 @@
 
 #include "data/augment.h"
 #include "engine/ckpt.h"
+#include "engine/rates.h"
 #include "engine/reduce.h"
 #include "modules/answer.h"
 
@@ -461,7 +462,7 @@ bool train_run(const Config *cfg, Error *e) {
     bool has_val = cfg->train.eval_every && *cfg->data.val_split, mixed = cfg->data.mix_share > 0;
     Module *m =
         module_open(folder, r.dev, MODULE_TRAINED, !cfg->train.from_scratch, (uint64_t)cfg->run.seed, e);
-    if (!m || (!r.comm->rank && !make_dirs(cfg->run.out, e))) goto done;
+    if (!m || !rates_apply((ParamSet *[]){&m->params}, 1, cfg, e) || (!r.comm->rank && !make_dirs(cfg->run.out, e))) goto done;
     CkptPart part = {what, m};
     int64_t start = 0;
     if (cfg->train.resume && ckpt_agree(r.comm, cfg->run.out, path, sizeof path, &start)) {

@@ -11,7 +11,9 @@ int main(void) {
     ImageView im = {0};
     Rect r;
     int filter, ow, oh;
-    for (int row = 0; scanf("%d %d %d %d %d %d %d %d %d", &im.w, &im.h, &r.x0, &r.y0, &r.x1, &r.y1, &filter, &ow, &oh) == 9; row++) {
+    for (int row = 0; scanf("%d %d %d %d %d %d %d %d %d", &im.w, &im.h, &r.x0, &r.y0, &r.x1, &r.y1, &filter,
+                            &ow, &oh) == 9;
+         row++) {
         const size_t n = (size_t)im.w * (size_t)im.h * 3, m = (size_t)ow * (size_t)oh * 3;
         uint8_t *in = xcalloc(n, 1), *out = xcalloc(m, 1);
         if (getchar() != '\n' || fread(in, 1, n, stdin) != n) die(FAIL_DATA, "case %d is cut off", row);
