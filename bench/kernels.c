@@ -237,7 +237,7 @@ RUN(layernorm_bwd, t->k->layernorm_bwd(t->s, t->t, t->dx, t->stat + 2 * c->M, t-
 RUN(gelu_fwd, t->k->gelu_fwd(t->s, t->t, t->y, t->x, c->M * c->N))
 RUN(gelu_bwd, t->k->gelu_bwd(t->s, t->t, t->dx, t->x, t->dy, c->M * c->N))
 RUN(add_fwd, t->k->add_fwd(t->s, t->t, t->y, t->x, t->dy, c->M * c->N))
-RUN(accumulate, t->k->accumulate(t->s, t->t, t->dx, t->x, c->M * c->N))
+RUN(accumulate, t->k->accumulate(t->s, t->t, t->dx, t->t, t->x, c->M * c->N))
 RUN(softmax_fwd, t->k->softmax_fwd(t->s, t->t, t->y, t->x, c->M, c->N))
 RUN(softmax_bwd, t->k->softmax_bwd(t->s, t->t, t->dx, t->x, t->dy, c->M, c->N))
 RUN(sum_squares, double sum; t->k->sum_squares(t->s, t->t, &sum, t->x, c->M * c->N))
@@ -516,7 +516,8 @@ static void bce_loss(Table *t, const Case *c) {
 /* p = w, m = y, v = dx, g = x. */
 static void adamw(Table *t, const Case *c) {
     const AdamSegment seg = {0, c->M, 1e-5f, 0.01f};
-    t->k->adamw(t->s, (float *)t->w, (float *)t->y, (float *)t->dx, (float *)t->x, &seg, 1, 0.9f, 0.98f, 1e-8f, 1, 1000);
+    t->k->adamw(t->s, (float *)t->w, (float *)t->y, (float *)t->dx, NULL, (float *)t->x, &seg, 1, 0.9f, 0.98f,
+                1e-8f, 1, 1000);
 }
 
 static int adamw_wrong(Table *t, const Case *c) {

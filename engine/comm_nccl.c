@@ -99,7 +99,7 @@ static void sum_tree(Comm *c, float *x, int64_t total) {
     d->after(d, d->main, d->comm);
     for (int stride = 1; stride < c->size; stride *= 2)
         for (int r = 0; r + stride < c->size; r += 2 * stride)
-            d->ops->accumulate(d->main, F32, piece[r], piece[r + stride], mine);
+            d->ops->accumulate(d->main, F32, piece[r], F32, piece[r + stride], mine);
     if (c->rank) d->ops->copy_rows(d->main, F32, x + lo, mine, piece[0], mine, 1, mine, false);
     d->after(d, d->comm, d->main);
     nccl_share(c, x, total);

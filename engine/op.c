@@ -117,7 +117,8 @@ static void add_rows_backward(Ctx *c, void *saved) {
     grad_pass(c, s->a, s->y);
     void *dp = grad_add(c, s->b);
     if (dp)
-        K->add_rows_bwd(S, s->y->dtype, dp, grad_of(s->y), numel(s->a) / MAX(numel(s->b), 1), numel(s->b));
+        K->add_rows_bwd(S, s->b->dtype, dp, s->y->dtype, grad_of(s->y), numel(s->a) / MAX(numel(s->b), 1),
+                        numel(s->b));
 }
 
 Tensor *op_add_rows(Ctx *c, Tensor *x, Tensor *p) {
@@ -294,7 +295,7 @@ static int64_t row_len(const Tensor *x) { return x->shape[0] ? numel(x) / x->sha
 static void gather_backward(Ctx *c, void *saved) {
     Rows *r = saved;
     void *dx = grad_add(c, r->x);
-    K->scatter_rows(S, r->y->dtype, dx, grad_of(r->y), r->idx, r->n, row_len(r->x));
+    K->scatter_rows(S, r->x->dtype, dx, r->y->dtype, grad_of(r->y), r->idx, r->n, row_len(r->x));
 }
 
 Tensor *op_gather(Ctx *c, Tensor *x, const int32_t *idx, int64_t n) {
@@ -411,7 +412,8 @@ Tensor *op_reshape(Ctx *c, Tensor *x, int ndim, const int64_t *shape) {
 
 static void interp_backward(Ctx *c, void *saved) {
     Rows *r = saved;
-    K->interp_rows_bwd(S, r->y->dtype, grad_add(c, r->x), grad_of(r->y), r->idx, r->w, r->n, last_dim(r->x));
+    K->interp_rows_bwd(S, r->x->dtype, grad_add(c, r->x), r->y->dtype, grad_of(r->y), r->idx, r->w, r->n,
+                       last_dim(r->x));
 }
 
 Tensor *op_interp_rows(Ctx *c, Tensor *x, const int32_t *idx, const float *w, int64_t n) {
@@ -493,7 +495,7 @@ typedef struct Loss {
 /* The forward has already written dx: the backward only hands it on. */
 static void loss_backward(Ctx *c, void *saved) {
     Loss *l = saved;
-    K->accumulate(S, l->x->dtype, grad_add(c, l->x), l->dx, numel(l->x));
+    K->accumulate(S, l->x->dtype, grad_add(c, l->x), l->x->dtype, l->dx, numel(l->x));
 }
 
 /* Allocates the rows' losses and dx, and pushes the node; the caller then runs the kernel. */

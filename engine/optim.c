@@ -61,8 +61,8 @@ bool optim_step(ParamSet *ps, const OptimConfig *cfg, int64_t step, double *norm
     AdamSegment *seg = arena_alloc(ps->arena, (size_t)ps->n * sizeof *seg);
     int n = segments(ps, cfg, schedule_factor(cfg, step), seg);
     n = clip_segments(seg, n, ps->lo, ps->hi);
-    k->adamw(ps->dev->main, ps->value + ps->lo, ps->m, ps->v, ps->grad + ps->lo, seg, n, cfg->beta1, cfg->beta2, cfg->eps,
-             scale, ++ps->step);
+    k->adamw(ps->dev->main, ps->value + ps->lo, ps->m, ps->v, NULL, ps->grad + ps->lo, seg, n, cfg->beta1,
+             cfg->beta2, cfg->eps, scale, ++ps->step);
     arena_reset(ps->arena, mark);
     if (ps->hi - ps->lo < ps->total) comm_all_gather(comm_world(), "weights", ps->value, ps->total);
     params_zero_grad(ps);

@@ -95,7 +95,8 @@ static void add_parts(Reduce *r, int i) {
     ParamSet *ps = r->set[i];
     for (int stride = 1; stride < r->parts; stride *= 2)
         for (int k = 0; k + stride < r->parts; k += 2 * stride)
-            ps->dev->ops->accumulate(ps->dev->main, F32, r->part[i][k], r->part[i][k + stride], ps->total);
+            ps->dev->ops->accumulate(ps->dev->main, F32, r->part[i][k], F32, r->part[i][k + stride],
+                                     ps->total);
 }
 
 void reduce_end(Reduce *r) {

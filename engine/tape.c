@@ -69,7 +69,7 @@ void *grad_write(Ctx *c, Tensor *x, bool *fresh) {
     } else if (x->grad->refs > 1) { /* shared by grad_pass, and its other owner still has to read it */
         GradBuf *own = buffer_get(c, x->grad->bytes);
         c->dev->zero(c->dev, own->data, own->bytes);
-        c->dev->ops->accumulate(c->dev->main, x->dtype, own->data, x->grad->data, numel(x));
+        c->dev->ops->accumulate(c->dev->main, x->dtype, own->data, x->dtype, x->grad->data, numel(x));
         buffer_drop(c, x->grad);
         x->grad = own;
     }
@@ -91,5 +91,5 @@ void grad_pass(Ctx *c, Tensor *x, Tensor *y) {
         x->grad->refs++;
         return;
     }
-    c->dev->ops->accumulate(c->dev->main, x->dtype, grad_add(c, x), y->grad->data, numel(x));
+    c->dev->ops->accumulate(c->dev->main, x->dtype, grad_add(c, x), y->dtype, y->grad->data, numel(x));
 }

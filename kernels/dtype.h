@@ -1,7 +1,7 @@
 /* dtype.h -- the two number formats of tensors.
  *
- * The CPU computes in F32. A card may keep activations and their gradients in BF16; master weights, moments and
- * statistics stay F32 in either case.
+ * Activations and their gradients are F32 or BF16 (run.precision), on every device; master weights, moments, gradients of
+ * parameters and statistics are F32 in either case.
  */
 #pragma once
 #include <stddef.h>

@@ -6,6 +6,8 @@
  * Rules that hold for every op:
  *   - Work is queued on `s`; pointers are device memory. Tensors are contiguous and row-major; `void *`
  *     tensors have type t, statistics and parameters of norms are f32, indices are int32.
+ *   - Arithmetic is f32 for either type: bf16 is rounded to once, where a result is stored. Where a gradient may be that of
+ *     a parameter it has a type of its own, td: t, or F32, for the gradients of parameters are f32 whatever tensors are.
  *   - Outputs come first, then inputs, parameters, sizes. Any size may be 0. Nothing needs padding or alignment.
  *   - Every *_bwd ADDS to its gradient outputs (residual fan-out and shared weights need it). A gradient
  *     output that is NULL is not wanted. Losses WRITE their gradient (they are where it begins).
@@ -19,8 +21,8 @@
 /* ---- matrix products ------------------------------------------------------------------------------ */
 
 /* C = op(A) op(B) + beta C + bias, row-major; op(A) is (M,K), op(B) (K,N), C (M,N) with leading dimensions in values.
- * ta: A is stored (K,M). tb: B is stored (N,K). A and B have type t, C type tc. bias (N) f32 or NULL is added to
- * every row. beta is 0 (C may hold anything, NaN too) or 1. */
+ * ta: A is stored (K,M). tb: B is stored (N,K). A and B have type t, C type tc: t, or F32. bias (N) f32 or NULL is added
+ * to every row. beta is 0 (C may hold anything, NaN too) or 1. */
 typedef void gemm_fn(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B,
                      int64_t ldb, const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta);
 /* dbias[j] += sum over rows of dy[i][j].  dbias (C) f32, dy (rows, C). */
@@ -40,15 +42,15 @@ typedef void tanh_fwd_fn(Stream *s, DType t, void *y, const void *x, int64_t n);
 typedef void tanh_bwd_fn(Stream *s, DType t, void *dx, const void *y, const void *dy, int64_t n);
 typedef void sigmoid_fwd_fn(Stream *s, DType t, void *y, const void *x, int64_t n);
 typedef void sigmoid_bwd_fn(Stream *s, DType t, void *dx, const void *y, const void *dy, int64_t n);
-/* y = a + b (y may be either); y += x; y = a b; da += dy b, db += dy a. */
+/* y = a + b (y may be either); y += x (ty: tx, or F32); y = a b; da += dy b, db += dy a. */
 typedef void add_fwd_fn(Stream *s, DType t, void *y, const void *a, const void *b, int64_t n);
-typedef void accumulate_fn(Stream *s, DType t, void *y, const void *x, int64_t n);
+typedef void accumulate_fn(Stream *s, DType ty, void *y, DType tx, const void *x, int64_t n);
 typedef void mul_fwd_fn(Stream *s, DType t, void *y, const void *a, const void *b, int64_t n);
 typedef void mul_bwd_fn(Stream *s, DType t, void *da, void *db, const void *a, const void *b, const void *dy,
                         int64_t n);
 /* y[i][j] = x[i][j] + p[j] for i < rows, j < n (positions, modality types, a constant box bias).  dp[j] += sum_i dy[i][j]. */
 typedef void add_rows_fwd_fn(Stream *s, DType t, void *y, const void *x, const void *p, int64_t rows, int64_t n);
-typedef void add_rows_bwd_fn(Stream *s, DType t, void *dp, const void *dy, int64_t rows, int64_t n);
+typedef void add_rows_bwd_fn(Stream *s, DType td, void *dp, DType t, const void *dy, int64_t rows, int64_t n);
 /* y[b][k][c] = x[b][k][c] g[b][c]: every token of an image times one vector (OWL-ViT's class-token merge). */
 typedef void mul_tokens_fwd_fn(Stream *s, DType t, void *y, const void *x, const void *g, int64_t B, int64_t T,
                                int64_t C);
@@ -104,12 +106,13 @@ typedef void attention_bwd_fn(Stream *s, DType t, void *dq, void *dk, void *dv, 
 /* dst[i][c] = src[idx[i]][c], c < C: embedding lookup, choosing images or texts.  0 <= idx[i] (the caller has checked). */
 typedef void gather_rows_fn(Stream *s, DType t, void *dst, const void *src, const int32_t *idx, int64_t n, int64_t C);
 /* dst[idx[i]][c] += src[i][c], in the order of i: the backward of gather_rows, without atomics. */
-typedef void scatter_rows_fn(Stream *s, DType t, void *dst, const void *src, const int32_t *idx, int64_t n, int64_t C);
+typedef void scatter_rows_fn(Stream *s, DType td, void *dst, DType t, const void *src, const int32_t *idx, int64_t n,
+                             int64_t C);
 /* y[i][c] = sum_k w[i][k] x[idx[i][k]][c], k < 4: bilinear interpolation of position embeddings.  bwd: dx[idx] += w dy. */
 typedef void interp_rows_fwd_fn(Stream *s, DType t, void *y, const void *x, const int32_t *idx, const float *w,
                                 int64_t n, int64_t C);
-typedef void interp_rows_bwd_fn(Stream *s, DType t, void *dx, const void *dy, const int32_t *idx, const float *w,
-                                int64_t n, int64_t C);
+typedef void interp_rows_bwd_fn(Stream *s, DType td, void *dx, DType t, const void *dy, const int32_t *idx,
+                                const float *w, int64_t n, int64_t C);
 /* For i < rows: n values from src + i*lds to dst + i*ldd (copied, or added when `add`): concatenation and slicing of
  * token rows, first-token pooling, and their backwards.  lds 0 repeats one row. */
 typedef void copy_rows_fn(Stream *s, DType t, void *dst, int64_t ldd, const void *src, int64_t lds, int64_t rows,
@@ -192,9 +195,10 @@ typedef struct AdamSegment { int64_t begin, end; float lr, weight_decay; } AdamS
 
 /* Decoupled AdamW (Loshchilov & Hutter 2019) over flat f32 buffers, in one pass:
  * m = b1 m + (1-b1) g', v = b2 v + (1-b2) g'^2, p -= lr (m/c1 / (sqrt(v/c2) + eps) + wd p), g' = grad_scale g,
- * c1 = 1 - b1^step, c2 = 1 - b2^step (step counts from 1).  Segments do not overlap; what they leave out is untouched. */
-typedef void adamw_fn(Stream *s, float *p, float *m, float *v, const float *g, const AdamSegment *segments, int nsegments,
-                      float b1, float b2, float eps, float grad_scale, int64_t step);
+ * c1 = 1 - b1^step, c2 = 1 - b2^step (step counts from 1).  Segments do not overlap; what they leave out is untouched.
+ * p16: NULL, or where the new p goes in bf16, too. */
+typedef void adamw_fn(Stream *s, float *p, float *m, float *v, uint16_t *p16, const float *g, const AdamSegment *segments,
+                      int nsegments, float b1, float b2, float eps, float grad_scale, int64_t step);
 /* *out (host memory, ready when the op returns) = sum of squares of x, in double; NaN and infinities survive. */
 typedef void sum_squares_fn(Stream *s, DType t, double *out, const void *x, int64_t n);
 

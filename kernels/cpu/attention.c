@@ -176,7 +176,12 @@ void cpu_attention_fwd(Stream *stream, DType t, void *out_, int64_t ldo, float *
                        const void *k_, const void *v_, int64_t ldkv, const uint8_t *key_mask, bool causal, float scale,
                        int B, int H, int Tq, int Tk, int D) {
     (void)stream;
-    WANT_F32(t, "attention_fwd");
+    WIDE(t, {
+        const int64_t C = (int64_t)H * D, nq = (int64_t)B * Tq, nk = (int64_t)B * Tk;
+        cpu_attention_fwd(stream, F32, WRITE_ROWS(t, out_, nq, ldo, C), C, lse, READ_ROWS(t, q_, nq, ldq, C),
+                          C, READ_ROWS(t, k_, nk, ldkv, C), READ_ROWS(t, v_, nk, ldkv, C), C, key_mask,
+                          causal, scale, B, H, Tq, Tk, D);
+    });
     const int64_t Dp = padded(D);
     if (!D) return;
     OMP_(omp parallel for schedule(dynamic) if ((int64_t)B * H * Tq * (Tk + 1) * D >= 8 * PAR_MIN))
@@ -254,7 +259,14 @@ void cpu_attention_bwd(Stream *stream, DType t, void *dq_, void *dk_, void *dv_,
                        const float *lse, const uint8_t *key_mask, bool causal, float scale, int B, int H, int Tq, int Tk,
                        int D) {
     (void)stream;
-    WANT_F32(t, "attention_bwd");
+    WIDE(t, {
+        const int64_t C = (int64_t)H * D, nq = (int64_t)B * Tq, nk = (int64_t)B * Tk;
+        cpu_attention_bwd(stream, F32, UPDATE_ROWS(t, dq_, nq, ldq, C), UPDATE_ROWS(t, dk_, nk, ldkv, C),
+                          UPDATE_ROWS(t, dv_, nk, ldkv, C), READ_ROWS(t, q_, nq, ldq, C), C,
+                          READ_ROWS(t, k_, nk, ldkv, C), READ_ROWS(t, v_, nk, ldkv, C), C,
+                          READ_ROWS(t, out_, nq, ldo, C), READ_ROWS(t, dout_, nq, ldo, C), C, lse, key_mask,
+                          causal, scale, B, H, Tq, Tk, D);
+    });
     const int64_t Dp = padded(D);
     if (!D) return;
     OMP_(omp parallel for schedule(dynamic) if ((int64_t)B * H * Tq * (Tk + 1) * D >= 8 * PAR_MIN))

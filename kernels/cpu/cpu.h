@@ -14,8 +14,6 @@
 #include <math.h>
 #include <omp.h>
 
-#define WANT_F32(t, op) CHECK((t) == F32, op ": the CPU device computes in f32, type %d was asked for", (int)(t))
-
 /* ---- threads -------------------------------------------------------------------------------------- */
 
 /* Waking the team costs some microseconds: below this many values (or their equal in work) one thread does it. */
@@ -36,8 +34,48 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* Memory of the calling thread, one block per slot, that grows and stays: no op allocates once warm. Contents are
  * undefined; a second call for the same slot takes the first one's place. 64-byte aligned. */
-typedef enum ScratchSlot { SCRATCH_OP, SCRATCH_THREAD, SCRATCH_SLOTS } ScratchSlot;
+enum { WIDE_MAX = 8 }; /* bf16 tensors of one op */
+typedef enum ScratchSlot {
+    SCRATCH_OP,
+    SCRATCH_THREAD,
+    SCRATCH_WIDE,
+    SCRATCH_SLOTS = SCRATCH_WIDE + WIDE_MAX
+} ScratchSlot;
 void *cpu_scratch(ScratchSlot slot, size_t bytes);
+
+/* ---- bf16 ----------------------------------------------------------------------------------------- */
+
+/* An op on bf16 tensors is the same op in f32 on wide copies, rounded once where it writes: what the contract says and
+ * the CUDA kernels do, in one line per op,
+ *
+ *     WIDE(t, cpu_gelu_bwd(s, F32, UPDATE(t, dx, n), READ(t, x, n), READ(t, dy, n), n));
+ *
+ * which returns when t is BF16. The copies cost a pass over memory or two per tensor: right, not quick. A tensor is named
+ * by what happens to it, with its type and its number of values, or (_ROWS) as rows of n values, ld apart, whose copy is
+ * dense. One that is NULL, or f32 already, is passed on as it is. */
+typedef struct Wide {
+    int n;
+    struct WideCopy { float *f; uint16_t *p; int64_t rows, ld, n; bool out; } copy[WIDE_MAX];
+} Wide;
+#define WIDE(t, ...)                                                                                         \
+    do {                                                                                                     \
+        if ((t) == BF16) {                                                                                   \
+            Wide wide_ = {0};                                                                                \
+            __VA_ARGS__;                                                                                     \
+            wide_end(&wide_);                                                                                \
+            return;                                                                                          \
+        }                                                                                                    \
+    } while (0)
+#define READ(t, p, n) READ_ROWS(t, p, 1, n, n)
+#define WRITE(t, p, n) WRITE_ROWS(t, p, 1, n, n)
+#define UPDATE(t, p, n) UPDATE_ROWS(t, p, 1, n, n)
+#define READ_ROWS(t, p, rows, ld, n) wide_copy(&wide_, t, (void *)(p), rows, ld, n, true, false)
+#define WRITE_ROWS(t, p, rows, ld, n) wide_copy(&wide_, t, p, rows, ld, n, false, true)
+#define UPDATE_ROWS(t, p, rows, ld, n) wide_copy(&wide_, t, p, rows, ld, n, true, true)
+void *wide_copy(Wide *w, DType t, void *p, int64_t rows, int64_t ld, int64_t n, bool in, bool out);
+void wide_end(Wide *w);
+/* How many rows an op that is given row numbers may touch: one more than the largest. */
+int64_t rows_named(const int32_t *idx, int64_t n);
 
 /* ---- vector math ---------------------------------------------------------------------------------- */
 

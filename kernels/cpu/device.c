@@ -48,6 +48,51 @@ void *cpu_scratch(ScratchSlot slot, size_t bytes) {
     return slots[slot].p;
 }
 
+/* ---- bf16 ----------------------------------------------------------------------------------------- */
+
+void *wide_copy(Wide *w, DType t, void *p_, int64_t rows, int64_t ld, int64_t n, bool in, bool out) {
+    uint16_t *p = p_;
+    if (!p || t == F32) return p;
+    for (int i = 0; i < w->n && in && out; i++) /* y = a a: two gradients add up in one buffer, so in one copy, too */
+        if (w->copy[i].p == p && w->copy[i].out) return w->copy[i].f;
+    CHECK(w->n < WIDE_MAX, "an op of more than %d bf16 tensors", WIDE_MAX);
+    float *f = cpu_scratch((ScratchSlot)(SCRATCH_WIDE + w->n), (size_t)(rows * n) * sizeof *f);
+    w->copy[w->n++] = (struct WideCopy){f, p, rows, ld, n, out};
+    if (!in) return f;
+    if (rows == 1) {
+        cpu_cast(NULL, F32, f, BF16, p, n);
+        return f;
+    }
+    PAR_FOR(rows * n)
+    for (int64_t i = 0; i < rows; i++) {
+        SIMD
+        for (int64_t j = 0; j < n; j++) f[i * n + j] = bits_f32((uint32_t)p[i * ld + j] << 16);
+    }
+    return f;
+}
+
+void wide_end(Wide *w) {
+    for (int k = 0; k < w->n; k++) {
+        const struct WideCopy *c = &w->copy[k];
+        if (!c->out) continue;
+        if (c->rows == 1) {
+            cpu_cast(NULL, BF16, c->p, F32, c->f, c->n);
+            continue;
+        }
+        PAR_FOR(c->rows * c->n)
+        for (int64_t i = 0; i < c->rows; i++) {
+            SIMD
+            for (int64_t j = 0; j < c->n; j++) c->p[i * c->ld + j] = bf16_round(c->f[i * c->n + j]);
+        }
+    }
+}
+
+int64_t rows_named(const int32_t *idx, int64_t n) {
+    int64_t rows = 0;
+    for (int64_t i = 0; i < n; i++) rows = MAX(rows, (int64_t)idx[i] + 1);
+    return rows;
+}
+
 /* ---- the device ----------------------------------------------------------------------------------- */
 
 enum { LARGE_PAGE = 2 << 20 };

@@ -33,7 +33,7 @@ static inline float sigmoid_slope(float y) { return y * (1.0f - y); }
 #define ACTIVATION(name, value, slope)                                                                       \
     void cpu_##name##_fwd(Stream *s, DType t, void *y_, const void *x_, int64_t n) {                         \
         (void)s;                                                                                             \
-        WANT_F32(t, #name "_fwd");                                                                           \
+        WIDE(t, cpu_##name##_fwd(s, F32, WRITE(t, y_, n), READ(t, x_, n), n));                               \
         float *y = y_;                                                                                       \
         const float *x = x_;                                                                                 \
         PAR_FOR_SIMD(n)                                                                                      \
@@ -41,8 +41,8 @@ static inline float sigmoid_slope(float y) { return y * (1.0f - y); }
     }                                                                                                        \
     void cpu_##name##_bwd(Stream *s, DType t, void *dx_, const void *x_, const void *dy_, int64_t n) {       \
         (void)s;                                                                                             \
-        WANT_F32(t, #name "_bwd");                                                                           \
         if (!dx_) return;                                                                                    \
+        WIDE(t, cpu_##name##_bwd(s, F32, UPDATE(t, dx_, n), READ(t, x_, n), READ(t, dy_, n), n));            \
         float *dx = dx_;                                                                                     \
         const float *x = x_, *dy = dy_;                                                                      \
         PAR_FOR_SIMD(n)                                                                                      \
@@ -59,16 +59,16 @@ ACTIVATION(sigmoid, sigmoid_f, sigmoid_slope)
 
 void cpu_add_fwd(Stream *s, DType t, void *y_, const void *a_, const void *b_, int64_t n) {
     (void)s;
-    WANT_F32(t, "add_fwd");
+    WIDE(t, cpu_add_fwd(s, F32, WRITE(t, y_, n), READ(t, a_, n), READ(t, b_, n), n));
     float *y = y_;
     const float *a = a_, *b = b_;
     PAR_FOR_SIMD(n)
     for (int64_t i = 0; i < n; i++) y[i] = a[i] + b[i];
 }
 
-void cpu_accumulate(Stream *s, DType t, void *y_, const void *x_, int64_t n) {
+void cpu_accumulate(Stream *s, DType ty, void *y_, DType tx, const void *x_, int64_t n) {
     (void)s;
-    WANT_F32(t, "accumulate");
+    WIDE(tx, cpu_accumulate(s, F32, UPDATE(ty, y_, n), F32, READ(tx, x_, n), n));
     float *y = y_;
     const float *x = x_;
     PAR_FOR_SIMD(n)
@@ -77,7 +77,7 @@ void cpu_accumulate(Stream *s, DType t, void *y_, const void *x_, int64_t n) {
 
 void cpu_mul_fwd(Stream *s, DType t, void *y_, const void *a_, const void *b_, int64_t n) {
     (void)s;
-    WANT_F32(t, "mul_fwd");
+    WIDE(t, cpu_mul_fwd(s, F32, WRITE(t, y_, n), READ(t, a_, n), READ(t, b_, n), n));
     float *y = y_;
     const float *a = a_, *b = b_;
     PAR_FOR_SIMD(n)
@@ -87,7 +87,8 @@ void cpu_mul_fwd(Stream *s, DType t, void *y_, const void *a_, const void *b_, i
 void cpu_mul_bwd(Stream *s, DType t, void *da_, void *db_, const void *a_, const void *b_, const void *dy_,
                  int64_t n) {
     (void)s;
-    WANT_F32(t, "mul_bwd");
+    WIDE(t, cpu_mul_bwd(s, F32, UPDATE(t, da_, n), UPDATE(t, db_, n), READ(t, a_, n), READ(t, b_, n),
+                        READ(t, dy_, n), n));
     float *da = da_, *db = db_;
     const float *a = a_, *b = b_, *dy = dy_;
     /* Two loops: da and db may be one buffer (y = a a). */
@@ -103,7 +104,7 @@ void cpu_mul_bwd(Stream *s, DType t, void *da_, void *db_, const void *a_, const
 
 void cpu_add_rows_fwd(Stream *s, DType t, void *y_, const void *x_, const void *p_, int64_t rows, int64_t n) {
     (void)s;
-    WANT_F32(t, "add_rows_fwd");
+    WIDE(t, cpu_add_rows_fwd(s, F32, WRITE(t, y_, rows * n), READ(t, x_, rows * n), READ(t, p_, n), rows, n));
     float *y = y_;
     const float *x = x_, *p = p_;
     PAR_FOR(rows * n)
@@ -115,9 +116,9 @@ void cpu_add_rows_fwd(Stream *s, DType t, void *y_, const void *x_, const void *
 
 /* Rows of two kinds meet here: few and long (a position table, n = T C) and many and short (a bias). Short ones are
  * summed in blocks of rows; long ones by columns, every row in turn. */
-void cpu_add_rows_bwd(Stream *s, DType t, void *dp_, const void *dy_, int64_t rows, int64_t n) {
+void cpu_add_rows_bwd(Stream *s, DType td, void *dp_, DType t, const void *dy_, int64_t rows, int64_t n) {
     (void)s;
-    WANT_F32(t, "add_rows_bwd");
+    WIDE(t, cpu_add_rows_bwd(s, F32, UPDATE(td, dp_, n), F32, READ(t, dy_, rows * n), rows, n));
     float *dp = dp_;
     const float *dy = dy_;
     if (!dp || !rows || !n) return;
@@ -137,7 +138,8 @@ void cpu_add_rows_bwd(Stream *s, DType t, void *dp_, const void *dy_, int64_t ro
 void cpu_mul_tokens_fwd(Stream *s, DType t, void *y_, const void *x_, const void *g_, int64_t B, int64_t T,
                         int64_t C) {
     (void)s;
-    WANT_F32(t, "mul_tokens_fwd");
+    WIDE(t, cpu_mul_tokens_fwd(s, F32, WRITE(t, y_, B * T * C), READ(t, x_, B * T * C), READ(t, g_, B * C), B,
+                               T, C));
     float *y = y_;
     const float *x = x_, *g = g_;
     PAR_FOR(B * T * C)
@@ -151,7 +153,8 @@ void cpu_mul_tokens_fwd(Stream *s, DType t, void *y_, const void *x_, const void
 void cpu_mul_tokens_bwd(Stream *s, DType t, void *dx_, void *dg_, const void *x_, const void *g_, const void *dy_,
                         int64_t B, int64_t T, int64_t C) {
     (void)s;
-    WANT_F32(t, "mul_tokens_bwd");
+    WIDE(t, cpu_mul_tokens_bwd(s, F32, UPDATE(t, dx_, B * T * C), UPDATE(t, dg_, B * C),
+                               READ(t, x_, B * T * C), READ(t, g_, B * C), READ(t, dy_, B * T * C), B, T, C));
     float *dx = dx_, *dg = dg_;
     const float *x = x_, *g = g_, *dy = dy_;
     if (dx) {
@@ -217,14 +220,14 @@ static void dropout(float *y, const float *x, float p, uint64_t seed, uint64_t o
 
 void cpu_dropout_fwd(Stream *s, DType t, void *y, const void *x, float p, uint64_t seed, uint64_t offset, int64_t n) {
     (void)s;
-    WANT_F32(t, "dropout_fwd");
+    WIDE(t, cpu_dropout_fwd(s, F32, WRITE(t, y, n), READ(t, x, n), p, seed, offset, n));
     dropout(y, x, p, seed, offset, n, false);
 }
 
 void cpu_dropout_bwd(Stream *s, DType t, void *dx, const void *dy, float p, uint64_t seed, uint64_t offset,
                      int64_t n) {
     (void)s;
-    WANT_F32(t, "dropout_bwd");
+    WIDE(t, cpu_dropout_bwd(s, F32, UPDATE(t, dx, n), READ(t, dy, n), p, seed, offset, n));
     if (dx) dropout(dx, dy, p, seed, offset, n, true);
 }
 

@@ -7,17 +7,19 @@
 
 void cpu_gather_rows(Stream *s, DType t, void *dst, const void *src, const int32_t *idx, int64_t n, int64_t C) {
     (void)s;
-    WANT_F32(t, "gather_rows");
     if (!C) return;
+    const int64_t row = C * (int64_t)dtype_size(t);
     PAR_FOR(n * C)
     for (int64_t i = 0; i < n; i++)
-        memcpy((float *)dst + i * C, (const float *)src + idx[i] * C, (size_t)C * sizeof(float));
+        memcpy((char *)dst + i * row, (const char *)src + idx[i] * row, (size_t)row);
 }
 
-void cpu_scatter_rows(Stream *s, DType t, void *dst, const void *src, const int32_t *idx, int64_t n, int64_t C) {
+void cpu_scatter_rows(Stream *s, DType td, void *dst, DType t, const void *src, const int32_t *idx, int64_t n,
+                      int64_t C) {
     (void)s;
-    WANT_F32(t, "scatter_rows");
     if (!dst) return;
+    WIDE(t, cpu_scatter_rows(s, F32, UPDATE(td, dst, rows_named(idx, n) * C), F32, READ(t, src, n * C), idx,
+                             n, C));
     PAR_FOR(n * C)
     for (int64_t c = 0; c < C; c += COL_BLOCK)
         for (int64_t i = 0; i < n; i++)
@@ -27,7 +29,8 @@ void cpu_scatter_rows(Stream *s, DType t, void *dst, const void *src, const int3
 void cpu_interp_rows_fwd(Stream *s, DType t, void *y_, const void *x_, const int32_t *idx, const float *w, int64_t n,
                          int64_t C) {
     (void)s;
-    WANT_F32(t, "interp_rows_fwd");
+    WIDE(t, cpu_interp_rows_fwd(s, F32, WRITE(t, y_, n * C), READ(t, x_, rows_named(idx, 4 * n) * C), idx, w,
+                                n, C));
     PAR_FOR(4 * n * C)
     for (int64_t i = 0; i < n; i++) {
         float *y = (float *)y_ + i * C;
@@ -39,11 +42,12 @@ void cpu_interp_rows_fwd(Stream *s, DType t, void *y_, const void *x_, const int
     }
 }
 
-void cpu_interp_rows_bwd(Stream *s, DType t, void *dx, const void *dy, const int32_t *idx, const float *w, int64_t n,
-                         int64_t C) {
+void cpu_interp_rows_bwd(Stream *s, DType td, void *dx, DType t, const void *dy, const int32_t *idx,
+                         const float *w, int64_t n, int64_t C) {
     (void)s;
-    WANT_F32(t, "interp_rows_bwd");
     if (!dx) return;
+    WIDE(t, cpu_interp_rows_bwd(s, F32, UPDATE(td, dx, rows_named(idx, 4 * n) * C), F32, READ(t, dy, n * C),
+                                idx, w, n, C));
     PAR_FOR(4 * n * C)
     for (int64_t c = 0; c < C; c += COL_BLOCK)
         for (int64_t i = 0; i < 4 * n; i++)
@@ -53,18 +57,21 @@ void cpu_interp_rows_bwd(Stream *s, DType t, void *dx, const void *dy, const int
 void cpu_copy_rows(Stream *s, DType t, void *dst, int64_t ldd, const void *src, int64_t lds, int64_t rows, int64_t n,
                    bool add) {
     (void)s;
-    WANT_F32(t, "copy_rows");
     if (!n || !rows) return;
+    if (add) /* a stride of 0 is one row for all */
+        WIDE(t, cpu_copy_rows(s, F32, UPDATE_ROWS(t, dst, ldd ? rows : 1, ldd, n), ldd ? n : 0,
+                              READ_ROWS(t, src, lds ? rows : 1, lds, n), lds ? n : 0, rows, n, true));
     if (add && ldd == 0) { /* every row into one: in order */
         for (int64_t i = 0; i < rows; i++) row_add(dst, (const float *)src + i * lds, n);
         return;
     }
+    const int64_t size = (int64_t)dtype_size(t);
     PAR_FOR(rows * n)
     for (int64_t i = 0; i < rows; i++) {
-        float *d = (float *)dst + i * ldd;
-        const float *x = (const float *)src + i * lds;
-        if (add) row_add(d, x, n);
-        else memcpy(d, x, (size_t)n * sizeof(float));
+        char *d = (char *)dst + i * ldd * size;
+        const char *x = (const char *)src + i * lds * size;
+        if (add) row_add((float *)d, (const float *)x, n);
+        else memcpy(d, x, (size_t)(n * size));
     }
 }
 
@@ -79,7 +86,7 @@ static int64_t tokens_in(const uint8_t *mask, int64_t T) {
 void cpu_mean_tokens_fwd(Stream *s, DType t, void *y_, const void *x_, const uint8_t *mask, int64_t B, int64_t T,
                          int64_t C) {
     (void)s;
-    WANT_F32(t, "mean_tokens_fwd");
+    WIDE(t, cpu_mean_tokens_fwd(s, F32, WRITE(t, y_, B * C), READ(t, x_, B * T * C), mask, B, T, C));
     PAR_FOR(B * T * C)
     for (int64_t b = 0; b < B; b++) {
         const int64_t n = mask ? tokens_in(mask + b * T, T) : T;
@@ -94,8 +101,8 @@ void cpu_mean_tokens_fwd(Stream *s, DType t, void *y_, const void *x_, const uin
 void cpu_mean_tokens_bwd(Stream *s, DType t, void *dx_, const void *dy_, const uint8_t *mask, int64_t B, int64_t T,
                          int64_t C) {
     (void)s;
-    WANT_F32(t, "mean_tokens_bwd");
     if (!dx_) return;
+    WIDE(t, cpu_mean_tokens_bwd(s, F32, UPDATE(t, dx_, B * T * C), READ(t, dy_, B * C), mask, B, T, C));
     PAR_FOR(B * T * C)
     for (int64_t b = 0; b < B; b++) {
         const int64_t n = mask ? tokens_in(mask + b * T, T) : T;
@@ -112,7 +119,8 @@ void cpu_mean_tokens_bwd(Stream *s, DType t, void *dx_, const void *dy_, const u
 void cpu_pair_scores_fwd(Stream *s, DType t, void *y_, const void *f, const void *q, const int32_t *img,
                          const int32_t *txt, int64_t n, int64_t P, int64_t D) {
     (void)s;
-    WANT_F32(t, "pair_scores_fwd");
+    WIDE(t, cpu_pair_scores_fwd(s, F32, WRITE(t, y_, n * P), READ(t, f, rows_named(img, n) * P * D),
+                                READ(t, q, rows_named(txt, n) * D), img, txt, n, P, D));
     PAR_FOR(n * P * D)
     for (int64_t i = 0; i < n * P; i++)
         ((float *)y_)[i] = row_dot((const float *)f + (img[i / P] * P + i % P) * D, (const float *)q + txt[i / P] * D, D);
@@ -121,7 +129,11 @@ void cpu_pair_scores_fwd(Stream *s, DType t, void *y_, const void *f, const void
 void cpu_pair_scores_bwd(Stream *s, DType t, void *df, void *dq, const void *f, const void *q, const void *dy_,
                          const int32_t *img, const int32_t *txt, int64_t n, int64_t P, int64_t D) {
     (void)s;
-    WANT_F32(t, "pair_scores_bwd");
+    WIDE(t, {
+        const int64_t nf = rows_named(img, n) * P * D, nq = rows_named(txt, n) * D;
+        cpu_pair_scores_bwd(s, F32, UPDATE(t, df, nf), UPDATE(t, dq, nq), READ(t, f, nf), READ(t, q, nq),
+                            READ(t, dy_, n * P), img, txt, n, P, D);
+    });
     const float *dy = dy_;
     if (df) { /* by patches: each thread takes all pairs in order for its own */
         PAR_FOR(n * P * D)

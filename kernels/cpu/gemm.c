@@ -83,8 +83,14 @@ static void gemm_block(float *C, int64_t ldc, const float *A, int64_t lda, const
 void cpu_gemm(Stream *s, DType t, DType tc, void *C_, int64_t ldc, const void *A_, int64_t lda, const void *B_,
               int64_t ldb, const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
     (void)s;
-    WANT_F32(t, "gemm");
-    WANT_F32(tc, "gemm");
+    CHECK(tc == t || tc == F32, "gemm: a bf16 result of f32 matrices");
+    WIDE(t, {
+        float *c = beta == 0 ? WRITE_ROWS(tc, C_, M, ldc, N) : UPDATE_ROWS(tc, C_, M, ldc, N);
+        const float *a = READ_ROWS(t, A_, ta ? K : M, lda, ta ? M : K),
+                    *b = READ_ROWS(t, B_, tb ? N : K, ldb, tb ? K : N);
+        cpu_gemm(s, F32, F32, c, tc == F32 ? ldc : N, a, ta ? M : K, b, tb ? K : N, bias, ta, tb, M, N, K,
+                 beta);
+    });
     CHECK(beta == 0 || beta == 1, "gemm: beta is %g, wants 0 or 1", (double)beta);
     if (!M || !N) return;
     float *C = C_;
@@ -115,7 +121,7 @@ void cpu_gemm(Stream *s, DType t, DType tc, void *C_, int64_t ldc, const void *A
 
 void cpu_bias_bwd(Stream *s, DType t, float *dbias, const void *dy, int64_t rows, int64_t C) {
     (void)s;
-    WANT_F32(t, "bias_bwd");
+    WIDE(t, cpu_bias_bwd(s, F32, dbias, READ(t, dy, rows * C), rows, C));
     if (!dbias || !rows || !C) return;
     SUM_ROWS(dbias, rows, C, rows * C, { row_add(acc, (const float *)dy + i * C, C); });
 }

@@ -19,7 +19,8 @@ static inline float bce_f(float x, float target, float *p) {
 void cpu_bce_loss(Stream *s, DType t, float *loss, void *dx_, const void *x_, const float *target_, const float *weight,
                   float T, int64_t rows, int64_t V) {
     (void)s;
-    WANT_F32(t, "bce_loss");
+    WIDE(t, cpu_bce_loss(s, F32, loss, WRITE(t, dx_, rows * V), READ(t, x_, rows * V), target_, weight, T,
+                         rows, V));
     PAR_FOR(rows * V)
     for (int64_t b = 0; b < rows; b++) {
         const float *x = (const float *)x_ + b * V, *target = target_ + b * V, w = weight[b], k = w * T, r = 1.0f / T;
@@ -51,7 +52,8 @@ static float softmax_row(float *dx, const float *x, float r, int64_t V) {
 void cpu_ce_loss(Stream *s, DType t, float *loss, void *dx_, const void *x_, const int32_t *label, const float *weight,
                  float smoothing, int64_t rows, int64_t V) {
     (void)s;
-    WANT_F32(t, "ce_loss");
+    WIDE(t, cpu_ce_loss(s, F32, loss, WRITE(t, dx_, rows * V), READ(t, x_, rows * V), label, weight,
+                        smoothing, rows, V));
     PAR_FOR(rows * V)
     for (int64_t b = 0; b < rows; b++) {
         const float *x = (const float *)x_ + b * V, w = weight[b];
@@ -76,7 +78,8 @@ void cpu_ce_loss(Stream *s, DType t, float *loss, void *dx_, const void *x_, con
 void cpu_kl_loss(Stream *s, DType t, float *loss, void *dx_, const void *x_, const float *z_, const float *weight, float T,
                  int64_t rows, int64_t V) {
     (void)s;
-    WANT_F32(t, "kl_loss");
+    WIDE(t, cpu_kl_loss(s, F32, loss, WRITE(t, dx_, rows * V), READ(t, x_, rows * V), z_, weight, T, rows,
+                        V));
     const float r = 1.0f / T;
     PAR_FOR(rows * V)
     for (int64_t b = 0; b < rows; b++) {
@@ -105,7 +108,8 @@ void cpu_kl_loss(Stream *s, DType t, float *loss, void *dx_, const void *x_, con
 void cpu_focal_loss(Stream *s, DType t, float *loss, void *dx_, const void *x_, const float *target_,
                     const float *weight_, float alpha, float gamma, int64_t rows, int64_t V) {
     (void)s;
-    WANT_F32(t, "focal_loss");
+    WIDE(t, cpu_focal_loss(s, F32, loss, WRITE(t, dx_, rows * V), READ(t, x_, rows * V), target_, weight_,
+                           alpha, gamma, rows, V));
     PAR_FOR(rows * V)
     for (int64_t b = 0; b < rows; b++) {
         const float *x = (const float *)x_ + b * V, *target = target_ + b * V, *weight = weight_ + b * V;

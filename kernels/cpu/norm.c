@@ -8,7 +8,8 @@
 void cpu_layernorm_fwd(Stream *s, DType t, void *y_, float *mean, float *rstd, const void *x_, const float *gamma,
                        const float *beta, float eps, int64_t rows, int64_t C) {
     (void)s;
-    WANT_F32(t, "layernorm_fwd");
+    WIDE(t, cpu_layernorm_fwd(s, F32, WRITE(t, y_, rows * C), mean, rstd, READ(t, x_, rows * C), gamma, beta,
+                              eps, rows, C));
     PAR_FOR(rows * C)
     for (int64_t i = 0; i < rows; i++) {
         const float *x = (const float *)x_ + i * C;
@@ -49,7 +50,8 @@ static void layernorm_bwd_row(float *dx, float *dgamma, float *dbeta, const floa
 void cpu_layernorm_bwd(Stream *s, DType t, void *dx, float *dgamma, float *dbeta, const void *x, const void *dy,
                        const float *mean, const float *rstd, const float *gamma, int64_t rows, int64_t C) {
     (void)s;
-    WANT_F32(t, "layernorm_bwd");
+    WIDE(t, cpu_layernorm_bwd(s, F32, UPDATE(t, dx, rows * C), dgamma, dbeta, READ(t, x, rows * C),
+                              READ(t, dy, rows * C), mean, rstd, gamma, rows, C));
     if (!rows || !C) return;
     /* dgamma and dbeta side by side: one pass over x and dy makes all three gradients. */
     const int64_t nb = ceil_div(rows, ROW_BLOCK);
@@ -70,7 +72,7 @@ void cpu_layernorm_bwd(Stream *s, DType t, void *dx, float *dgamma, float *dbeta
 
 void cpu_l2norm_fwd(Stream *s, DType t, void *y_, float *inv, const void *x_, float eps, int64_t rows, int64_t C) {
     (void)s;
-    WANT_F32(t, "l2norm_fwd");
+    WIDE(t, cpu_l2norm_fwd(s, F32, WRITE(t, y_, rows * C), inv, READ(t, x_, rows * C), eps, rows, C));
     PAR_FOR(rows * C)
     for (int64_t i = 0; i < rows; i++) {
         const float *x = (const float *)x_ + i * C;
@@ -86,7 +88,8 @@ void cpu_l2norm_fwd(Stream *s, DType t, void *y_, float *inv, const void *x_, fl
 void cpu_l2norm_bwd(Stream *s, DType t, void *dx_, const void *x_, const void *dy_, const float *inv, float eps,
                     int64_t rows, int64_t C) {
     (void)s;
-    WANT_F32(t, "l2norm_bwd");
+    WIDE(t, cpu_l2norm_bwd(s, F32, UPDATE(t, dx_, rows * C), READ(t, x_, rows * C), READ(t, dy_, rows * C),
+                           inv, eps, rows, C));
     if (!dx_) return;
     PAR_FOR(rows * C)
     for (int64_t i = 0; i < rows; i++) {

@@ -20,10 +20,22 @@ static void adamw_range(float *restrict p, float *restrict m, float *restrict v,
     }
 }
 
+/* By pieces, so that p is still in the first cache when it is rounded. */
+static void adamw_range_bf16(float *p, float *m, float *v, uint16_t *p16, const float *g, int64_t n, float lr,
+                             float wd, const AdamRates *r) {
+    for (int64_t i = 0; i < n; i += SUM_BLOCK) {
+        const int64_t k = MIN(SUM_BLOCK, n - i);
+        adamw_range(p + i, m + i, v + i, g + i, k, lr, wd, r);
+        SIMD
+        for (int64_t j = i; j < i + k; j++) p16[j] = bf16_round(p[j]);
+    }
+}
+
 /* The segments end to end are one line of values; every thread takes an equal stretch of it. No value depends on
  * another, so the cuts show in nothing. */
-void cpu_adamw(Stream *s, float *p, float *m, float *v, const float *g, const AdamSegment *segments, int nsegments,
-               float b1, float b2, float eps, float grad_scale, int64_t step) {
+void cpu_adamw(Stream *s, float *p, float *m, float *v, uint16_t *p16, const float *g,
+               const AdamSegment *segments, int nsegments, float b1, float b2, float eps, float grad_scale,
+               int64_t step) {
     (void)s;
     CHECK(step >= 1, "adamw: step %" PRId64 ", counts from 1", step);
     const AdamRates r = {b1, b2, eps, grad_scale, (float)(1 / (1 - pow(b1, (double)step))),
@@ -44,7 +56,10 @@ void cpu_adamw(Stream *s, float *p, float *m, float *v, const float *g, const Ad
             const int64_t n = seg->end - seg->begin, lo = MAX(from - at, 0), hi = MIN(to - at, n);
             if (lo < hi) {
                 const int64_t o = seg->begin + lo;
-                adamw_range(p + o, m + o, v + o, g + o, hi - lo, seg->lr, seg->weight_decay, &r);
+                if (p16)
+                    adamw_range_bf16(p + o, m + o, v + o, p16 + o, g + o, hi - lo, seg->lr, seg->weight_decay, &r);
+                else
+                    adamw_range(p + o, m + o, v + o, g + o, hi - lo, seg->lr, seg->weight_decay, &r);
             }
             at += n;
         }
@@ -53,7 +68,7 @@ void cpu_adamw(Stream *s, float *p, float *m, float *v, const float *g, const Ad
 
 void cpu_sum_squares(Stream *s, DType t, double *out, const void *x_, int64_t n) {
     (void)s;
-    WANT_F32(t, "sum_squares");
+    WIDE(t, cpu_sum_squares(s, F32, out, READ(t, x_, n), n));
     const float *x = x_;
     const int64_t nb = ceil_div(n, SUM_BLOCK);
     double *part = cpu_scratch(SCRATCH_OP, (size_t)nb * sizeof(double)), total = 0;

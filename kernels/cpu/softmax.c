@@ -3,7 +3,7 @@
 
 void cpu_softmax_fwd(Stream *s, DType t, void *y_, const void *x_, int64_t rows, int64_t C) {
     (void)s;
-    WANT_F32(t, "softmax_fwd");
+    WIDE(t, cpu_softmax_fwd(s, F32, WRITE(t, y_, rows * C), READ(t, x_, rows * C), rows, C));
     PAR_FOR(rows * C)
     for (int64_t i = 0; i < rows; i++) {
         const float *x = (const float *)x_ + i * C;
@@ -19,7 +19,8 @@ void cpu_softmax_fwd(Stream *s, DType t, void *y_, const void *x_, int64_t rows,
 
 void cpu_softmax_bwd(Stream *s, DType t, void *dx_, const void *y_, const void *dy_, int64_t rows, int64_t C) {
     (void)s;
-    WANT_F32(t, "softmax_bwd");
+    WIDE(t, cpu_softmax_bwd(s, F32, UPDATE(t, dx_, rows * C), READ(t, y_, rows * C), READ(t, dy_, rows * C),
+                            rows, C));
     if (!dx_) return;
     PAR_FOR(rows * C)
     for (int64_t i = 0; i < rows; i++) {

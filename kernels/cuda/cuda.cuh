@@ -34,6 +34,7 @@
  *                                  barrier of their own, so one may follow another. Sums in a fixed order; float or double
  *   grid_for(n, per_block)         blocks for a grid-stride loop over n values, clamped
  *   DISPATCH(t, T, statement);     the statement with T = float or bf16
+ *   DISPATCH_GRADIENT(td, TD, t, T, statement);    the same with TD, the type of a gradient, too
  *   cuda_scratch(s, bytes)         device memory of the stream, undefined contents, valid until the next call on that stream
  *   cuda_upload(s, dst, src, n)    host to device, queued, src may be reused at once;  cuda_download waits for the stream
  *   exp2_fast(x), pack_bf16(lo, hi)    one instruction each, for the inner loop of attention
@@ -124,6 +125,24 @@ template <typename T, typename... P> inline bool vec_ok(int N, int64_t n, P... p
             __VA_ARGS__;                                                                                     \
         } else {                                                                                             \
             typedef bf16 T;                                                                                  \
+            __VA_ARGS__;                                                                                     \
+        }                                                                                                    \
+    } while (0)
+
+/* The statement with T for t and TD for td, the type of a gradient: t, or F32. */
+#define DISPATCH_GRADIENT(td, TD, t, T, ...)                                                                 \
+    do {                                                                                                     \
+        if ((t) == F32) {                                                                                    \
+            typedef float T;                                                                                 \
+            typedef float TD;                                                                                \
+            __VA_ARGS__;                                                                                     \
+        } else if ((td) == F32) {                                                                            \
+            typedef bf16 T;                                                                                  \
+            typedef float TD;                                                                                \
+            __VA_ARGS__;                                                                                     \
+        } else {                                                                                             \
+            typedef bf16 T;                                                                                  \
+            typedef bf16 TD;                                                                                 \
             __VA_ARGS__;                                                                                     \
         }                                                                                                    \
     } while (0)

@@ -120,10 +120,6 @@ extern "C" void K(add_fwd)(Stream *s, DType t, void *y, const void *a, const voi
     DISPATCH(t, T, (launch_map<Sum, T>(s, y, a, b, NULL, n)));
 }
 
-extern "C" void K(accumulate)(Stream *s, DType t, void *y, const void *x, int64_t n) {
-    DISPATCH(t, T, (launch_map<Sum, T>(s, y, y, x, NULL, n)));
-}
-
 extern "C" void K(mul_fwd)(Stream *s, DType t, void *y, const void *a, const void *b, int64_t n) {
     DISPATCH(t, T, (launch_map<Product, T>(s, y, a, b, NULL, n)));
 }
@@ -294,11 +290,12 @@ static void launch_sum_rows(Stream *s, O *out, R source, int64_t B, int64_t rows
     else LAUNCH((sum_rows<RowValues<float>, O, 1>), grid2, THREADS, s, out, parts, true, second);
 }
 
-extern "C" void K(add_rows_bwd)(Stream *s, DType t, void *dp, const void *dy, int64_t rows, int64_t n) {
+extern "C" void K(add_rows_bwd)(Stream *s, DType td, void *dp, DType t, const void *dy, int64_t rows,
+                                int64_t n) {
     if (!dp) return;
-    DISPATCH(t, T, {
+    DISPATCH_GRADIENT(td, TD, t, T, {
         const RowValues<T> values = {(const T *)dy};
-        launch_sum_rows<T>(s, (T *)dp, values, 1, rows, n, vec_ok<T>(WIDTH<T>, n, dy));
+        launch_sum_rows<T>(s, (TD *)dp, values, 1, rows, n, vec_ok<T>(WIDTH<T>, n, dy));
     });
 }
 
@@ -399,10 +396,11 @@ extern "C" void K(dropout_bwd)(Stream *s, DType t, void *dx, const void *dy, flo
     if (dx) DISPATCH(t, T, (launch_dropout<T, true>(s, dx, dy, p, seed, offset, n)));
 }
 
-/* ---- casts -------------------------------------------------------------------------------------------- */
+/* ---- from one type to the other ------------------------------------------------------------------------ */
 
-/* V values by accesses of at most 16 bytes: eight bf16 values are one, the eight f32 two. */
-template <typename Y, typename X, int V> __device__ __forceinline__ void cast_vector(Y *y, const X *x, int64_t i) {
+/* y = x or y += x, V values by accesses of at most 16 bytes: eight bf16 values are one, the eight f32 two. */
+template <typename Y, typename X, bool ADD, int V>
+__device__ __forceinline__ void cast_vector(Y *y, const X *x, int64_t i) {
     constexpr int VX = V < WIDTH<X> ? V : WIDTH<X>, VY = V < WIDTH<Y> ? V : WIDTH<Y>;
     float f[V];
 #pragma unroll
@@ -412,24 +410,38 @@ template <typename Y, typename X, int V> __device__ __forceinline__ void cast_ve
     }
 #pragma unroll
     for (int j = 0; j < V; j += VY) {
-        Vec<Y, VY> r;
-        for (int k = 0; k < VY; k++) r.v[k] = from_f32<Y>(f[j + k]);
+        Vec<Y, VY> r = {};
+        if (ADD) r = load<VY>(y + i + j);
+        for (int k = 0; k < VY; k++) r.v[k] = from_f32<Y>(ADD ? to_f32(r.v[k]) + f[j + k] : f[j + k]);
         store(y + i + j, r);
     }
 }
 
-template <typename Y, typename X> __global__ void __launch_bounds__(THREADS) cast(Y *y, const X *x, int64_t whole, int64_t n) {
-    for (int64_t i = first_value(8); i < whole; i += grid_step(8)) cast_vector<Y, X, 8>(y, x, i);
-    for (int64_t i = whole + first_value(1); i < n; i += grid_step(1)) cast_vector<Y, X, 1>(y, x, i);
+template <typename Y, typename X, bool ADD>
+__global__ void __launch_bounds__(THREADS) cast(Y *y, const X *x, int64_t whole, int64_t n) {
+    for (int64_t i = first_value(8); i < whole; i += grid_step(8)) cast_vector<Y, X, ADD, 8>(y, x, i);
+    for (int64_t i = whole + first_value(1); i < n; i += grid_step(1)) cast_vector<Y, X, ADD, 1>(y, x, i);
 }
 
-template <typename Y, typename X> static void launch_cast(Stream *s, void *y, const void *x, int64_t n) {
-    LAUNCH((cast<Y, X>), grid_for(n, THREADS * 8), THREADS, s, (Y *)y, (const X *)x, whole<X>(8, n, y, x), n);
+template <typename Y, typename X, bool ADD>
+static void launch_cast(Stream *s, void *y, const void *x, int64_t n) {
+    if (n == 0) return;
+    LAUNCH((cast<Y, X, ADD>), grid_for(n, THREADS * 8), THREADS, s, (Y *)y, (const X *)x,
+           whole<X>(8, n, y, x), n);
 }
 
 extern "C" void K(cast)(Stream *s, DType ty, void *y, DType tx, const void *x, int64_t n) {
-    if (n == 0 || (ty == tx && y == x)) return;
+    if (ty == tx && y == x) return;
     if (ty == tx) DISPATCH(ty, T, (launch_map<Same, T>(s, y, x, NULL, NULL, n)));
-    else if (ty == BF16) launch_cast<bf16, float>(s, y, x, n);
-    else launch_cast<float, bf16>(s, y, x, n);
+    else if (ty == BF16)
+        launch_cast<bf16, float, false>(s, y, x, n);
+    else
+        launch_cast<float, bf16, false>(s, y, x, n);
+}
+
+extern "C" void K(accumulate)(Stream *s, DType ty, void *y, DType tx, const void *x, int64_t n) {
+    if (ty != tx)
+        launch_cast<float, bf16, true>(s, y, x, n); /* a parameter's gradient from an activation's */
+    else
+        DISPATCH(ty, T, (launch_map<Sum, T>(s, y, y, x, NULL, n)));
 }

@@ -377,10 +377,11 @@ extern "C" void K(gather_rows)(Stream *s, DType t, void *dst, const void *src, c
                           LAUNCH((gather_rows<T, V>), grid_of(n, C / V), block_for(C / V), s, (T *)dst, (const T *)src, idx, n, C)));
 }
 
-extern "C" void K(scatter_rows)(Stream *s, DType t, void *dst, const void *src, const int32_t *idx, int64_t n, int64_t C) {
+extern "C" void K(scatter_rows)(Stream *s, DType td, void *dst, DType t, const void *src, const int32_t *idx,
+                                int64_t n, int64_t C) {
     if (!dst || !n || !C) return;
     const Key *key = sort_rows(s, cuda_scratch(s, sort_bytes(n)), idx, n);
-    DISPATCH(t, T, (scatter<T, T, 1>(s, (T *)dst, (const T *)src, NULL, key, n, C)));
+    DISPATCH_GRADIENT(td, TD, t, T, (scatter<TD, T, 1>(s, (TD *)dst, (const T *)src, NULL, key, n, C)));
 }
 
 extern "C" void K(interp_rows_fwd)(Stream *s, DType t, void *y, const void *x, const int32_t *idx, const float *w, int64_t n,
@@ -390,11 +391,11 @@ extern "C" void K(interp_rows_fwd)(Stream *s, DType t, void *y, const void *x, c
                           LAUNCH((interp_rows<T, V>), grid_of(n, C / V), block_for(C / V), s, (T *)y, (const T *)x, idx, w, n, C)));
 }
 
-extern "C" void K(interp_rows_bwd)(Stream *s, DType t, void *dx, const void *dy, const int32_t *idx, const float *w, int64_t n,
-                                   int64_t C) {
+extern "C" void K(interp_rows_bwd)(Stream *s, DType td, void *dx, DType t, const void *dy, const int32_t *idx,
+                                   const float *w, int64_t n, int64_t C) {
     if (!dx || !n || !C) return;
     const Key *key = sort_rows(s, cuda_scratch(s, sort_bytes(4 * n)), idx, 4 * n);
-    DISPATCH(t, T, (scatter<T, T, 4>(s, (T *)dx, (const T *)dy, w, key, 4 * n, C)));
+    DISPATCH_GRADIENT(td, TD, t, T, (scatter<TD, T, 4>(s, (TD *)dx, (const T *)dy, w, key, 4 * n, C)));
 }
 
 extern "C" void K(copy_rows)(Stream *s, DType t, void *dst, int64_t ldd, const void *src, int64_t lds, int64_t rows, int64_t n,

@@ -1,7 +1,7 @@
 /* optim.cu -- AdamW and the sum of squares on CUDA. Contracts: ops.h.
  *
- * AdamW is one launch over all segments: 28 bytes per parameter (reads p, m, v, g, writes p, m, v) and nothing else, by vectors
- * of 16 bytes. A block takes one stretch of one segment; it finds which by halving a table of the segments' first blocks.
+ * AdamW is one launch over all segments: 28 bytes per parameter (reads p, m, v, g, writes p, m, v; 30 with the bf16 copy) and
+ * nothing else, by vectors of 16 bytes. A block takes one stretch of one segment; it finds which by halving a table of the segments' first blocks.
  */
 #include "kernels/cuda/cuda.cuh"
 
@@ -19,10 +19,10 @@ struct Stretch {              /* a segment as the card sees it */
 
 struct AdamRates { float b1, b2, a1, a2, eps, scale, rc2; /* a = 1 - b, rc2 = 1 / sqrt(c2) */ };
 
-/* The four buffers' values i .. i + V - 1. The same operations in the same order as on the CPU. */
-template <int V>
-__device__ __forceinline__ void adamw_vector(float *p, float *m, float *v, const float *g, int64_t i, float step, float decay,
-                                             const AdamRates &r) {
+/* The buffers' values i .. i + V - 1. The same operations in the same order as on the CPU. COPY: p goes to p16, too. */
+template <int V, bool COPY>
+__device__ __forceinline__ void adamw_vector(float *p, float *m, float *v, bf16 *p16, const float *g,
+                                             int64_t i, float step, float decay, const AdamRates &r) {
     Vec<float, V> pi = load<V>(p + i), mi = load<V>(m + i), vi = load<V>(v + i);
     const Vec<float, V> gi = load<V>(g + i);
 #pragma unroll
@@ -36,12 +36,18 @@ __device__ __forceinline__ void adamw_vector(float *p, float *m, float *v, const
     store(p + i, pi);
     store(m + i, mi);
     store(v + i, vi);
+    if (!COPY) return;
+    Vec<bf16, V> low;
+#pragma unroll
+    for (int k = 0; k < V; k++) low.v[k] = bf16_from_f32(pi.v[k]);
+    store(p16 + i, low);
 }
 
 /* `shift`: values from p back to an address that divides by 16, where the vectors are; -1: the buffers do not lie alike. A vector
  * across the end of a segment is done value by value. */
-__global__ void __launch_bounds__(THREADS) adamw(float *p, float *m, float *v, const float *g, const Stretch *table, int n,
-                                                 int shift, const AdamRates r) {
+template <bool COPY>
+__global__ void __launch_bounds__(THREADS) adamw(float *p, float *m, float *v, bf16 *p16, const float *g,
+                                                 const Stretch *table, int n, int shift, const AdamRates r) {
     int low = 0;
     for (int high = n; high - low > 1;) {
         const int mid = (low + high) / 2;
@@ -53,18 +59,23 @@ __global__ void __launch_bounds__(THREADS) adamw(float *p, float *m, float *v, c
     for (int k = 0; k < VECTORS; k++) {
         const int64_t vector = first + ((int64_t)(blockIdx.x - t.first_block) * VECTORS + k) * THREADS + threadIdx.x;
         const int64_t i = 4 * vector - max(shift, 0);
-        if (shift >= 0 && i >= t.begin && i + 4 <= t.end) adamw_vector<4>(p, m, v, g, i, t.step, t.decay, r);
+        if (shift >= 0 && i >= t.begin && i + 4 <= t.end)
+            adamw_vector<4, COPY>(p, m, v, p16, g, i, t.step, t.decay, r);
         else
-            for (int64_t j = max(i, t.begin); j < min(i + 4, t.end); j++) adamw_vector<1>(p, m, v, g, j, t.step, t.decay, r);
+            for (int64_t j = max(i, t.begin); j < min(i + 4, t.end); j++)
+                adamw_vector<1, COPY>(p, m, v, p16, g, j, t.step, t.decay, r);
     }
 }
 
-extern "C" void K(adamw)(Stream *s, float *p, float *m, float *v, const float *g, const AdamSegment *segments, int nsegments, float b1,
-                         float b2, float eps, float grad_scale, int64_t step) {
+extern "C" void K(adamw)(Stream *s, float *p, float *m, float *v, uint16_t *p16, const float *g,
+                         const AdamSegment *segments, int nsegments, float b1, float b2, float eps,
+                         float grad_scale, int64_t step) {
     const double c1 = 1 - pow(b1, (double)step), c2 = 1 - pow(b2, (double)step);
     const AdamRates rates = {b1, b2, 1.0f - b1, 1.0f - b2, eps, grad_scale, (float)(1 / sqrt(c2))};
     const int at = (int)((uintptr_t)p / 4 % 4);
-    const bool alike = (uintptr_t)m / 4 % 4 == (unsigned)at && (uintptr_t)v / 4 % 4 == (unsigned)at && (uintptr_t)g / 4 % 4 == (unsigned)at;
+    const bool alike = (uintptr_t)m / 4 % 4 == (unsigned)at && (uintptr_t)v / 4 % 4 == (unsigned)at &&
+                       (uintptr_t)g / 4 % 4 == (unsigned)at &&
+                       (!p16 || (uintptr_t)p16 / 2 % 4 == (unsigned)at);
     std::vector<Stretch> table;
     int64_t blocks = 0;
     for (int k = 0; k < nsegments; k++) {
@@ -77,7 +88,14 @@ extern "C" void K(adamw)(Stream *s, float *p, float *m, float *v, const float *g
     if (table.empty()) return;
     Stretch *on_card = (Stretch *)cuda_scratch(s, table.size() * sizeof(Stretch));
     cuda_upload(s, on_card, table.data(), table.size() * sizeof(Stretch));
-    LAUNCH(adamw, (int)blocks, THREADS, s, p, m, v, g, (const Stretch *)on_card, (int)table.size(), alike ? at : -1, rates);
+    const int shift = alike ? at : -1;
+    bf16 *const copy = (bf16 *)p16;
+    if (p16)
+        LAUNCH(adamw<true>, (int)blocks, THREADS, s, p, m, v, copy, g, (const Stretch *)on_card,
+               (int)table.size(), shift, rates);
+    else
+        LAUNCH(adamw<false>, (int)blocks, THREADS, s, p, m, v, copy, g, (const Stretch *)on_card,
+               (int)table.size(), shift, rates);
 }
 
 /* ---- sum of squares ----------------------------------------------------------------------------------- */

@@ -223,7 +223,7 @@ TEST(emu_beyond_2_31) {
     /* One stretch of values over all: its last block is the last values. */
     const AdamSegment all = {0, n, 1, 0};
     d->upload(d, y + n - 1, &(float){0}, sizeof(float));
-    d->ops->adamw(d->main, y, m, v, x, &all, 1, 0.5f, 0.5f, 0, 1, 1);
+    d->ops->adamw(d->main, y, m, v, NULL, x, &all, 1, 0.5f, 0.5f, 0, 1, 1);
     EXPECT_NEAR(value_at(d, y, n - 1), -1, 8 * EPS32, "p: the first step is lr sign(g)");
     EXPECT(value_at(d, m, n - 1) == 21, "m is %g", (double)value_at(d, m, n - 1));
     emu_blocks(0);

@@ -25,11 +25,11 @@ CASE(gelu_fwd, op->gelu_fwd(s, t, x[0], x[1], N))
 CASE(gelu_bwd, op->gelu_bwd(s, t, x[0], x[1], x[2], N))
 CASE(tanh_bwd, op->tanh_bwd(s, t, x[0], x[1], x[2], N))
 CASE(add_fwd, op->add_fwd(s, t, x[0], x[1], x[2], N))
-CASE(accumulate, op->accumulate(s, t, x[0], x[1], N))
+CASE(accumulate, op->accumulate(s, t, x[0], t, x[1], N))
 CASE(mul_fwd, op->mul_fwd(s, t, x[0], x[1], x[2], N))
 CASE(mul_bwd, op->mul_bwd(s, t, x[0], x[1], x[2], x[3], x[4], N))
 CASE(add_rows_fwd, op->add_rows_fwd(s, t, x[0], x[1], x[2], ROWS, C))
-CASE(add_rows_bwd, op->add_rows_bwd(s, t, x[0], x[1], ROWS, C))
+CASE(add_rows_bwd, op->add_rows_bwd(s, t, x[0], t, x[1], ROWS, C))
 CASE(bias_bwd, op->bias_bwd(s, t, f[0], x[0], ROWS, C))
 CASE(mul_tokens_fwd, op->mul_tokens_fwd(s, t, x[0], x[1], x[2], B, T, C))
 CASE(mul_tokens_bwd, op->mul_tokens_bwd(s, t, x[0], x[1], x[2], x[3], x[4], B, T, C))
@@ -44,7 +44,7 @@ CASE(l2norm_bwd, op->l2norm_bwd(s, t, x[0], x[1], x[2], f[0], 1e-6f, ROWS, C))
 CASE(softmax_fwd, op->softmax_fwd(s, t, x[0], x[1], ROWS, C))
 CASE(softmax_bwd, op->softmax_bwd(s, t, x[0], x[1], x[2], ROWS, C))
 CASE(gather_rows, op->gather_rows(s, t, x[0], x[1], order, ROWS, C))
-CASE(scatter_rows, op->scatter_rows(s, t, x[0], x[1], order, ROWS, C))
+CASE(scatter_rows, op->scatter_rows(s, t, x[0], t, x[1], order, ROWS, C))
 CASE(copy_rows, op->copy_rows(s, t, x[0], C, x[1], C, ROWS, C, false))
 CASE(mean_tokens_fwd, op->mean_tokens_fwd(s, t, x[0], x[1], NULL, B, T, C))
 CASE(mean_tokens_bwd, op->mean_tokens_bwd(s, t, x[0], x[1], NULL, B, T, C))
@@ -147,10 +147,10 @@ TEST(traffic) {
     end();
 }
 
-/* 28 bytes per parameter: p, m, v in and out, g in. Beside it the table of segments, 32 bytes each and once per block. */
+/* 28 bytes per parameter: p, m, v in and out, g in; 30 with the copy in bf16. Beside it the table of segments, 32 bytes each and
+ * once per block. */
 static int64_t adamw_values;
 static void run_adamw(DType t) {
-    (void)t;
     enum { SEGMENTS = 12 };
     static const int64_t lengths[] = {768 * 32, 768, 1024 * 12, 32}; /* weights, biases: begins are multiples of 8, as in a model */
     AdamSegment seg[SEGMENTS];
@@ -160,17 +160,20 @@ static void run_adamw(DType t) {
         at = seg[k].end;
     }
     adamw_values = at;
-    op->adamw(s, f[0], f[1], f[2], f[3], seg, SEGMENTS, 0.9f, 0.99f, 1e-8f, 1, 1);
+    op->adamw(s, f[0], f[1], f[2], t == BF16 ? (uint16_t *)x[0] : NULL, f[3], seg, SEGMENTS, 0.9f, 0.99f,
+              1e-8f, 1, 1);
 }
 
 TEST(traffic_adamw) {
     if (!emu_sees_accesses()) return test_skip("AddressSanitizer sees the accesses in this build");
     begin();
-    EmuTraffic m;
-    const double got = moved(run_adamw, F32, &m);
-    row("adamw", F32, &m, 28.0 * (double)adamw_values);
-    EXPECT(m.launches == 1, "%d launches", m.launches);
-    EXPECT(m.stores == 12 * adamw_values, "%g bytes stored per parameter", (double)m.stores / (double)adamw_values);
-    EXPECT(got == 28.0 * (double)adamw_values + 12 * 32, "%g bytes per parameter", got / (double)adamw_values);
+    for (DType t = F32; t <= BF16; t++) {
+        EmuTraffic m;
+        const double got = moved(run_adamw, t, &m), least = t == F32 ? 28 : 30, n = (double)adamw_values;
+        row("adamw", t, &m, least * n);
+        EXPECT(m.launches == 1, "%d launches", m.launches);
+        EXPECT((double)m.stores == (least - 16) * n, "%g bytes stored per parameter", (double)m.stores / n);
+        EXPECT(got == least * n + 12 * 32, "%g bytes per parameter", got / n);
+    }
     end();
 }

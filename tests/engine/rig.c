@@ -45,7 +45,7 @@ typedef struct Seed { Tensor *y; float *dy; } Seed;
 static void seed_backward(Ctx *c, void *saved) {
     Seed *s = saved;
     float *g = grad_add(c, s->y);
-    if (g) c->dev->ops->accumulate(c->dev->main, F32, g, s->dy, numel(s->y));
+    if (g) c->dev->ops->accumulate(c->dev->main, F32, g, F32, s->dy, numel(s->y));
 }
 
 void seed_gradient(Ctx *c, Tensor *y, const float *dy) {

@@ -10,7 +10,7 @@
  *     the op allows it: the same bits; asks for each gradient alone (the others NULL): the same bits;
  *   - on the CPU compares the gradient with central differences of the forward along a random direction;
  *   - wants inputs and canaries untouched;
- *   - on cards repeats all this with bf16 tensors, against the CPU's f32 on the same rounded inputs.
+ *   - repeats all this with bf16 tensors, against the CPU's f32 on the same rounded inputs.
  *
  * Tests by hand pass host arrays through IN and IO:
  *   RUN(op->softmax_fwd(S, F32, IO(y), IN((float[]){0, 1}), 1, 2));

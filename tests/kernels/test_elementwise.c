@@ -142,8 +142,8 @@ DEVICE_TEST(activations_edges) {
 
 static void add_f(void *const *p, const int64_t *d) { op->add_fwd(S, dt, p[2], p[0], p[1], d[0]); }
 static void add_b(void *const *p, const int64_t *d) {
-    if (p[4]) op->accumulate(S, dt, p[4], p[3], d[0]);
-    if (p[5]) op->accumulate(S, dt, p[5], p[3], d[0]);
+    if (p[4]) op->accumulate(S, dt, p[4], dt, p[3], d[0]);
+    if (p[5]) op->accumulate(S, dt, p[5], dt, p[3], d[0]);
 }
 static const Kernel add_kernel = {"add", "n",
     {{"a", X, "n"}, {"b", X, "n"}, {"y", Y, "n", .bound = 1}, {"dy", DY, "n"}, {"da", DX, "n", .of = 0, .bound = 1},
@@ -157,8 +157,8 @@ static const Kernel mul_kernel = {"mul", "n",
 
 static void add_rows_f(void *const *p, const int64_t *d) { op->add_rows_fwd(S, dt, p[2], p[0], p[1], d[0], d[1]); }
 static void add_rows_b(void *const *p, const int64_t *d) {
-    if (p[4]) op->accumulate(S, dt, p[4], p[3], d[0] * d[1]);
-    op->add_rows_bwd(S, dt, p[5], p[3], d[0], d[1]);
+    if (p[4]) op->accumulate(S, dt, p[4], dt, p[3], d[0] * d[1]);
+    op->add_rows_bwd(S, dt, p[5], dt, p[3], d[0], d[1]);
 }
 /* dp: a block of 64 rows adds 64 values: a walk of sqrt(64) roundings of the sum, and the blocks the same. */
 static const Kernel add_rows_kernel = {"add_rows", "rn",
@@ -175,6 +175,15 @@ static const Kernel mul_tokens_kernel = {"mul_tokens", "BTC",
     {{"x", X, "BTC"}, {"g", X, "BC"}, {"y", Y, "BTC", .bound = 2}, {"dy", DY, "BTC"},
      {"dx", DX, "BTC", .of = 0, .bound = 2}, {"dg", DX, "BC", .of = 1, .bound = 6}}, mul_tokens_f, mul_tokens_b, .in_place = true};
 
+/* The same where p and x are parameters: f32 gradients, whatever dy is. */
+static void add_rows_param_b(void *const *p, const int64_t *d) {
+    if (p[4]) op->accumulate(S, F32, p[4], dt, p[3], d[0] * d[1]);
+    op->add_rows_bwd(S, F32, p[5], dt, p[3], d[0], d[1]);
+}
+static const Kernel add_rows_param_kernel = {"add_rows", "rn",
+    {{"x", X, "rn"}, {"p", X, "n"}, {"y", Y, "rn", .bound = 1}, {"dy", DY, "rn"}, {"dx", DX, "rn", .of = 0, .bound = 1, .f32 = true},
+     {"dp", DX, "n", .of = 1, .bound = 8, .f32 = true}}, add_rows_f, add_rows_param_b};
+
 DEVICE_TEST(sums_and_products) {
     kernel_check(&add_kernel, (int64_t[]){37}, GOLDEN);
     kernel_check(&add_kernel, (int64_t[]){0}, NULL);
@@ -188,6 +197,8 @@ DEVICE_TEST(sums_and_products) {
     kernel_check(&add_rows_kernel, (int64_t[]){5, 0}, NULL);
     kernel_check(&add_rows_kernel, (int64_t[]){8, 80 * 128}, NULL); /* a position table: the columns' way */
     kernel_check(&add_rows_kernel, (int64_t[]){640, 129}, NULL);
+    static const int64_t params[][2] = {{0, 5}, {5, 0}, {1, 1}, {5, 37}, {70, 40}, {8, 80 * 128}, {640, 129}};
+    for (int i = 0; i < COUNT_OF(params); i++) kernel_check(&add_rows_param_kernel, params[i], NULL);
     kernel_check(&mul_tokens_kernel, (int64_t[]){1, 1, 1}, GOLDEN);
     kernel_check(&mul_tokens_kernel, (int64_t[]){3, 7, 37}, GOLDEN);
     kernel_check(&mul_tokens_kernel, (int64_t[]){2, 0, 5}, NULL);
@@ -201,6 +212,11 @@ DEVICE_TEST(mul_square) {
     float *both = IO(da), *in = IN(a);
     RUN(op->mul_bwd(S, F32, both, both, in, in, IN(dy), 3));
     EXPECT(da[0] == 12 && da[1] == 6 && da[2] == 22, "%g %g %g", (double)da[0], (double)da[1], (double)da[2]);
+    /* 1, -2, 3; 1, 1, 2; 10, 10, 10 in bf16 */
+    const uint16_t a16[3] = {0x3F80, 0xC000, 0x4040}, dy16[3] = {0x3F80, 0x3F80, 0x4000};
+    uint16_t da16[3] = {0x4120, 0x4120, 0x4120}, *both16 = IO(da16), *in16 = IN(a16);
+    RUN(op->mul_bwd(S, BF16, both16, both16, in16, in16, IN(dy16), 3));
+    for (int i = 0; i < 3; i++) EXPECT(bf16_value(da16[i]) == da[i], "bf16: %g", (double)bf16_value(da16[i]));
 }
 
 /* ---- dropout ------------------------------------------------------------------------------------------ */

@@ -11,17 +11,29 @@ COVERS(embed, gather_rows, scatter_rows, interp_rows_fwd, interp_rows_bwd, copy_
 /* scatter_rows is the backward of gather_rows. 23 draws from 11 rows: a row adds a handful, in order. */
 static void gather_f(void *const *p, const int64_t *d) { op->gather_rows(S, dt, p[2], p[0], p[1], d[0], d[2]); }
 static void gather_b(void *const *p, const int64_t *d) {
-    if (p[4]) op->scatter_rows(S, dt, p[4], p[3], p[1], d[0], d[2]);
+    if (p[4]) op->scatter_rows(S, dt, p[4], dt, p[3], p[1], d[0], d[2]);
 }
 static const Kernel gather = {"gather_rows", "nrC",
     {{"x", X, "rC"}, {"idx", INDEX, "n", .below = 'r'}, {"y", Y, "nC", .bound = 0}, {"dy", DY, "nC"},
      {"dx", DX, "rC", .of = 0, .bound = 8}}, gather_f, gather_b};
 
 static void interp_f(void *const *p, const int64_t *d) { op->interp_rows_fwd(S, dt, p[3], p[0], p[1], p[2], d[0], d[2]); }
-static void interp_b(void *const *p, const int64_t *d) { op->interp_rows_bwd(S, dt, p[5], p[4], p[1], p[2], d[0], d[2]); }
+static void interp_b(void *const *p, const int64_t *d) { op->interp_rows_bwd(S, dt, p[5], dt, p[4], p[1], p[2], d[0], d[2]); }
 static const Kernel interp = {"interp_rows", "nrC",
     {{"x", X, "rC"}, {"idx", INDEX, "4n", .below = 'r'}, {"w", CONST, "4n"}, {"y", Y, "nC", .bound = 6}, {"dy", DY, "nC"},
      {"dx", DX, "rC", .of = 0, .bound = 12}}, interp_f, interp_b};
+
+/* The same where x is a parameter: f32 gradients, whatever dy is. */
+static void gather_param_b(void *const *p, const int64_t *d) {
+    if (p[4]) op->scatter_rows(S, F32, p[4], dt, p[3], p[1], d[0], d[2]);
+}
+static void interp_param_b(void *const *p, const int64_t *d) { op->interp_rows_bwd(S, F32, p[5], dt, p[4], p[1], p[2], d[0], d[2]); }
+static const Kernel gather_param = {"gather_rows", "nrC",
+    {{"x", X, "rC"}, {"idx", INDEX, "n", .below = 'r'}, {"y", Y, "nC", .bound = 0}, {"dy", DY, "nC"},
+     {"dx", DX, "rC", .of = 0, .bound = 8, .f32 = true}}, gather_f, gather_param_b};
+static const Kernel interp_param = {"interp_rows", "nrC",
+    {{"x", X, "rC"}, {"idx", INDEX, "4n", .below = 'r'}, {"w", CONST, "4n"}, {"y", Y, "nC", .bound = 6}, {"dy", DY, "nC"},
+     {"dx", DX, "rC", .of = 0, .bound = 12, .f32 = true}}, interp_f, interp_param_b};
 
 static void mean_f(void *const *p, const int64_t *d) { op->mean_tokens_fwd(S, dt, p[1], p[0], NULL, d[0], d[1], d[2]); }
 static void mean_b(void *const *p, const int64_t *d) { op->mean_tokens_bwd(S, dt, p[3], p[2], NULL, d[0], d[1], d[2]); }
@@ -66,6 +78,8 @@ DEVICE_TEST(embed_sizes) {
     for (int i = 0; i < COUNT_OF(rows); i++) {
         kernel_check(&gather, rows[i], NULL);
         kernel_check(&interp, rows[i], NULL);
+        kernel_check(&gather_param, rows[i], NULL);
+        kernel_check(&interp_param, rows[i], NULL);
     }
     static const int64_t tokens[][3] = {{0, 3, 5}, {2, 0, 5}, {2, 3, 0}, {5, 80, 128}};
     for (int i = 0; i < COUNT_OF(tokens); i++) {

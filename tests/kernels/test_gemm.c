@@ -25,6 +25,14 @@ static const Kernel linear = {"gemm", "MNK",
      {"dbias", DX, "N", .of = 2, .bound = 12, .f32 = true}},
     linear_f, linear_b};
 
+/* The last layer of a network: f32 from bf16, not rounded on the way out. */
+static void head_f(void *const *p, const int64_t *d) {
+    const int64_t M = d[0], N = d[1], K = d[2];
+    op->gemm(S, dt, F32, p[3], N, p[0], K, p[1], K, p[2], false, true, M, N, K, 0);
+}
+static const Kernel head = {"gemm_head", "MNK",
+    {{"a", X, "MK"}, {"b", X, "NK"}, {"bias", X, "N", .f32 = true}, {"y", Y, "MN", .bound = 16, .f32 = true}}, head_f};
+
 DEVICE_TEST(gemm_golden) {
     static const int64_t sizes[][3] = {{1, 1, 1}, {5, 37, 13}, {35, 17, 130}};
     for (int i = 0; i < COUNT_OF(sizes); i++) kernel_check(&linear, sizes[i], GOLDEN);
@@ -35,6 +43,8 @@ DEVICE_TEST(gemm_sizes) {
         {0, 3, 3}, {3, 0, 3}, {3, 3, 0}, {1, 640, 128}, {640, 1, 128}, {193, 513, 65}, {640, 384, 128}, {185, 768, 768}, {128, 128, 1700},
     };
     for (int i = 0; i < COUNT_OF(sizes); i++) kernel_check(&linear, sizes[i], NULL);
+    static const int64_t heads[][3] = {{0, 3, 3}, {3, 3, 0}, {1, 37, 128}, {144, 1, 128}, {576, 4, 37}, {64, 130, 192}};
+    for (int i = 0; i < COUNT_OF(heads); i++) kernel_check(&head, heads[i], NULL);
 }
 
 /* Every flag, with leading dimensions beyond the rows, NaN in C when beta is 0 and in what the op must not read or write.

@@ -71,9 +71,9 @@ DEVICE_TEST(device_after) {
     dev->upload(dev, x, one, sizeof one);
     dev->zero(dev, y, sizeof sum);
     dev->after(dev, dev->copy, dev->main);
-    for (int i = 0; i < TIMES; i++) op->accumulate(dev->copy, F32, y, x, N);
+    for (int i = 0; i < TIMES; i++) op->accumulate(dev->copy, F32, y, F32, x, N);
     dev->after(dev, dev->main, dev->copy);
-    op->accumulate(S, F32, y, x, N);
+    op->accumulate(S, F32, y, F32, x, N);
     dev->download(dev, sum, y, sizeof sum);
     EXPECT(sum[0] == TIMES + 1 && sum[N - 1] == TIMES + 1, "%g, %g", (double)sum[0], (double)sum[N - 1]);
     dev->release(dev, x, sizeof one);

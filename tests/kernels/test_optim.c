@@ -13,7 +13,7 @@ DEVICE_TEST(adamw_specification) {
     float p = 1, m = 0, v = 0;
     const AdamSegment all = {0, 1, 1e-2f, 0.01f};
     for (int k = 0; k < 3; k++) {
-        RUN(op->adamw(S, IO(p), IO(m), IO(v), IN(g[k]), &all, 1, 0.9f, 0.98f, 1e-8f, 1, k + 1));
+        RUN(op->adamw(S, IO(p), IO(m), IO(v), NULL, IN(g[k]), &all, 1, 0.9f, 0.98f, 1e-8f, 1, k + 1));
         EXPECT_NEAR(m, want[k][0], 8 * EPS32 * 0.05, "m after step %d", k + 1);
         /* 0.98f is 1.3e-8 off: 1 - b2 moves by 6e-7 of itself */
         EXPECT_NEAR(v, want[k][1], (8 * EPS32 + 7e-7) * 0.0058, "v after step %d", k + 1);
@@ -40,7 +40,7 @@ DEVICE_TEST(adamw_golden) {
     const AdamSegment segments[] = {{310, 1000, 1e-3f, 0}, {400, 400, 1, 1}, {0, 300, 1e-2f, 0.1f}}; /* any order, empty ones too */
     for (int k = 0; k < 3; k++) {
         float *gradient = IN(g);
-        RUN(op->adamw(S, IO(p), IO(m), IO(v), gradient + 1000 * k, segments, 3, 0.9f, 0.98f, 1e-8f, 0.5f, k + 1));
+        RUN(op->adamw(S, IO(p), IO(m), IO(v), NULL, gradient + 1000 * k, segments, 3, 0.9f, 0.98f, 1e-8f, 0.5f, k + 1));
     }
     /* |p| <= 1: a rounding per step; updates of 0.01 with 10 EPS32 of their own, 1e-6 where m cancels */
     for (int i = 0; i < 1000; i++) EXPECT_NEAR(p[i], want[i], 3 * EPS32 + 3e-8 + 1e-9, "p[%d]", i);
@@ -60,12 +60,41 @@ DEVICE_TEST(adamw_threads) {
         memset(m[t], 0, sizeof m[t]);
         memset(v[t], 0, sizeof v[t]);
         device_cpu(t ? 3 : 1);
-        for (int k = 1; k <= 3; k++) RUN(op->adamw(S, IO(p[t]), IO(m[t]), IO(v[t]), IN(g), segments, 100, 0.9f, 0.999f, 1e-8f, 1, k));
+        for (int k = 1; k <= 3; k++) RUN(op->adamw(S, IO(p[t]), IO(m[t]), IO(v[t]), NULL, IN(g), segments, 100, 0.9f, 0.999f, 1e-8f, 1, k));
     }
     device_cpu(0);
     EXPECT(!memcmp(p[0], p[1], sizeof p[0]) && !memcmp(m[0], m[1], sizeof m[0]) && !memcmp(v[0], v[1], sizeof v[0]), "other bits");
-    RUN(op->adamw(S, IO(p[0]), IO(m[0]), IO(v[0]), IN(g), segments, 0, 0.9f, 0.999f, 1e-8f, 1, 1));
+    RUN(op->adamw(S, IO(p[0]), IO(m[0]), IO(v[0]), NULL, IN(g), segments, 0, 0.9f, 0.999f, 1e-8f, 1, 1));
     EXPECT(!memcmp(p[0], p[1], sizeof p[0]), "no segment, yet something moved");
+}
+
+/* The copy in bf16 is the new p, rounded; what no segment holds keeps its own, and p, m, v do not notice. */
+DEVICE_TEST(adamw_copy) {
+    enum { N = 10007 };
+    static float p[2][N], m[2][N], v[2][N], g[N];
+    static uint16_t copy[N];
+    const AdamSegment segments[] = {{3, 700, 1e-2f, 0.1f}, {705, 9001, 1e-3f, 0}, {9001, N, 0.1f, 0.01f}};
+    for (int skew = 0; skew < 2; skew++) { /* 1: the buffers do not lie alike, no vectors */
+        fill_random(g, N, 9, -1, 1);
+        memset(copy, 0xA5, sizeof copy);
+        for (int k = 0; k < 2; k++) {
+            fill_random(p[k], N, 8, -1, 1);
+            memset(m[k], 0, sizeof m[k]);
+            memset(v[k], 0, sizeof v[k]);
+        }
+        const int n = skew ? 2 : 3;
+        for (int step = 1; step <= 2; step++) {
+            RUN(op->adamw(S, IO(p[0]), IO(m[0]), IO(v[0]), (uint16_t *)IO(copy) + skew, IN(g), segments, n, 0.9f, 0.98f, 1e-8f, 1, step));
+            RUN(op->adamw(S, IO(p[1]), IO(m[1]), IO(v[1]), NULL, IN(g), segments, n, 0.9f, 0.98f, 1e-8f, 1, step));
+        }
+        EXPECT(!memcmp(p[0], p[1], sizeof p[0]) && !memcmp(m[0], m[1], sizeof m[0]) && !memcmp(v[0], v[1], sizeof v[0]), "skew %d: other bits",
+               skew);
+        for (int i = 0; i < N - skew; i++) {
+            const bool held = (i >= 3 && i < 700) || (i >= 705 && (i < 9001 || !skew));
+            const uint16_t want = held ? bf16_round(p[0][i]) : 0xA5A5;
+            EXPECT(copy[i + skew] == want, "skew %d: value %d is %04x, wants %04x", skew, i, copy[i + skew], want);
+        }
+    }
 }
 
 DEVICE_TEST(sum_squares) {

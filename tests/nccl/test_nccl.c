@@ -38,8 +38,8 @@ static void copy_now(void *arg) {
     Two *t = arg;
     memcpy(t->y, t->x, (size_t)t->n * sizeof(float));
 }
-static void accumulate(Stream *s, DType t, void *y, const void *x, int64_t n) {
-    CHECK(t == F32, "f32");
+static void accumulate(Stream *s, DType ty, void *y, DType tx, const void *x, int64_t n) {
+    CHECK(ty == F32 && tx == F32, "f32");
     standin_queue(s->cuda, add_now, &(Two){y, x, n}, sizeof(Two));
 }
 static void copy_rows(Stream *s, DType t, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t rows, int64_t n, bool add) {
