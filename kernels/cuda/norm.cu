@@ -141,11 +141,8 @@ layernorm_bwd(T *dx, float *part, const T *x, const T *dy, const float *mean, co
     if (blockDim.y > 1) add_teams(dgamma, dbeta);
     if (threadIdx.y > 0 || !own) return;
     float *out = part + blockIdx.x * (int64_t)(2 * C) + c;
-#pragma unroll
-    for (int j = 0; j < V; j++) {
-        out[j] = dgamma[j];
-        out[C + j] = dbeta[j];
-    }
+    store_params(out, dgamma);
+    store_params(out + C, dbeta);
 }
 
 /* The same for rows of more values than a block can own: each thread owns every blockDim.x-th column, and its sums lie in

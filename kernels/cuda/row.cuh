@@ -61,7 +61,7 @@ template <typename T, int V, int N, Team TEAM> struct Row {
     __device__ __forceinline__ Vec<T, V> get(int k, int64_t c) const { return k < N ? kept[k] : load<V>(row + c); }
 };
 
-/* V values of an f32 parameter, by accesses of 16 bytes where V allows. */
+/* V values of an f32 parameter or of its gradient, by accesses of 16 bytes where V allows. */
 template <int V> __device__ __forceinline__ void load_params(float (&out)[V], const float *p) {
     constexpr int W = V < 4 ? V : 4;
 #pragma unroll
@@ -69,6 +69,17 @@ template <int V> __device__ __forceinline__ void load_params(float (&out)[V], co
         const Vec<float, W> v = load<W>(p + j);
 #pragma unroll
         for (int i = 0; i < W; i++) out[j + i] = v.v[i];
+    }
+}
+
+template <int V> __device__ __forceinline__ void store_params(float *p, const float (&in)[V]) {
+    constexpr int W = V < 4 ? V : 4;
+#pragma unroll
+    for (int j = 0; j < V; j += W) {
+        Vec<float, W> v;
+#pragma unroll
+        for (int i = 0; i < W; i++) v.v[i] = in[j + i];
+        store(p + j, v);
     }
 }
 

@@ -48,7 +48,9 @@ DEVICE_TEST(norm_golden) {
 }
 
 DEVICE_TEST(norm_sizes) {
-    static const int64_t more[][2] = {{0, 5}, {0, 0}, {1, 2}, {3, 31}, {129, 768}, {640, 128}};
+    static const int64_t more[][2] = {{0, 5}, {0, 0}, {1, 2}, {3, 31}, {129, 768}, {640, 128},
+        {5, 1024}, {3, 3129}, {2, 6400}, /* a block per row; odd; more than the block's registers hold */
+    };
     for (int i = 0; i < COUNT_OF(more); i++) {
         kernel_check(&layernorm, more[i], NULL);
         kernel_check(&l2norm, more[i], NULL);
