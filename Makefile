@@ -18,8 +18,8 @@ OPT      := $(if $(filter 1,$(SAN)),$(SANFLAGS),$(if $(filter 1,$(DEBUG)),-O0,-O
 CPPFLAGS := -I. -D_GNU_SOURCE
 CFLAGS   := -std=c17 -g $(OPT) -march=native -fno-math-errno -fopenmp -pthread $(WARN)
 EMUFLAGS := -std=c++17 -g $(if $(filter 1,$(SAN)),$(SANFLAGS),-O2) -march=native -ffp-contract=off -fno-math-errno -pthread $(WARN) -Wno-unknown-pragmas
-# Every load and store of a kernel calls tests/emu/access.cpp.
-EMUSEES  := -fno-threadsafe-statics $(if $(filter 1,$(SAN)),,-fsanitize=thread -fsanitize=alignment -fno-sanitize-recover=alignment)
+# Every load and store of a kernel calls tests/emu/access.cpp, as it is written: none merged.
+EMUSEES  := -fno-threadsafe-statics -fno-tree-vectorize -fno-tree-slp-vectorize -fno-store-merging $(if $(filter 1,$(SAN)),,-fsanitize=thread -fsanitize=alignment -fno-sanitize-recover=alignment)
 LDLIBS   := -ldnnl -ljpeg -ljansson -lcyaml -lutf8proc -lm
 
 ifeq ($(filter 1,$(MPI)),1)

@@ -109,8 +109,19 @@ template <> __device__ __forceinline__ bf16 from_f32<bf16>(float x) { return bf1
 template <typename T, int N> struct alignas(sizeof(T) * N) Vec { T v[N]; };
 template <typename T> constexpr int WIDTH = 16 / (int)sizeof(T);
 
+#ifdef __CUDACC__
 template <int N, typename T> __device__ __forceinline__ Vec<T, N> load(const T *p) { return *(const Vec<T, N> *)p; }
 template <int N, typename T> __device__ __forceinline__ void store(T *p, const Vec<T, N> &v) { *(Vec<T, N> *)p = v; }
+#else /* one access, which g++ would take apart */
+template <int N, typename T> EMU_ACCESS Vec<T, N> load(const T *p) {
+    emu_access(p, sizeof(Vec<T, N>), false, __builtin_return_address(0));
+    return *(const Vec<T, N> *)p;
+}
+template <int N, typename T> EMU_ACCESS void store(T *p, const Vec<T, N> &v) {
+    emu_access(p, sizeof v, true, __builtin_return_address(0));
+    *(Vec<T, N> *)p = v;
+}
+#endif
 
 /* May the loop over n values (or rows of n values) take them N at a time from each of these pointers? */
 template <typename T, typename... P> inline bool vec_ok(int N, int64_t n, P... p) {

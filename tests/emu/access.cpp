@@ -1,4 +1,4 @@
-/* access.cpp -- every load and store of a kernel, seen: races in shared memory, misaligned vectors, traffic.
+/* access.cpp -- every load and store of a kernel, seen: races in shared memory, misaligned vectors, traffic, bank conflicts.
  *
  * g++ compiles the kernels with -fsanitize=thread and -fsanitize=alignment, but nobody links those sanitizers: the calls that
  * it puts before each load and store come here. So nothing is asked of a kernel's author, no access can be forgotten, and
@@ -6,6 +6,7 @@
  */
 #include "tests/emu/block.h"
 
+#include <algorithm>
 #include <string.h>
 #include <unordered_map>
 
@@ -116,14 +117,33 @@ void shared_red_zone(const void *p, size_t n) { set_odd(p, n, true, true); }
 
 /* ---- traffic ---------------------------------------------------------------------------------------- */
 
+enum { SECTOR = 32, BANKS = 32, WARPS = MAX_THREADS / 32 };
+
 static EmuTraffic *traffic;
-static std::unordered_map<uintptr_t, int> sectors; /* of 32 bytes, in this launch: 1 read first, 2 written, 4 counted as read */
+static std::unordered_map<uintptr_t, int> sectors; /* in this launch: 1 read first, 2 written */
+static std::vector<EmuKernel> kernels;
+static EmuKernel *kernel; /* the one that runs, when somebody counts */
+
+/* What the lanes of a warp have asked for from one place of the code since they last came together: the first time, the second... */
+struct Request { uint32_t lanes; uintptr_t at[32]; };
+struct Site {
+    bool shared;
+    uint32_t size;
+    std::vector<Request> requests;
+    uint32_t met[32]; /* by each lane */
+};
+static std::unordered_map<const void *, Site> sites[WARPS];
 
 extern "C" void emu_count(EmuTraffic *t) {
     traffic = t;
-    if (t) *t = EmuTraffic();
+    kernel = NULL;
     sectors.clear();
+    if (!t) return;
+    *t = EmuTraffic();
+    kernels.clear();
 }
+
+extern "C" const EmuKernel *emu_kernel(int i) { return i < (int)kernels.size() ? &kernels[i] : NULL; }
 
 extern "C" bool emu_sees_accesses(void) {
 #ifdef __SANITIZE_ADDRESS__
@@ -133,20 +153,100 @@ extern "C" bool emu_sees_accesses(void) {
 #endif
 }
 
-void traffic_launch(void) {
+void traffic_launch(const EmuLaunch *l) {
     if (!traffic) return;
     traffic->launches++;
     sectors.clear();
+    kernel = NULL;
+    for (EmuKernel &k : kernels)
+        if (k.function == l->function) kernel = &k;
+    if (!kernel) {
+        kernels.push_back({});
+        kernel = &kernels.back();
+        kernel->name = l->kernel;
+        kernel->function = l->function;
+    }
+    kernel->launches++;
+    kernel->threads = std::max(kernel->threads, (int)(l->block[0] * l->block[1] * l->block[2]));
 }
 
-void global_access(const void *p, size_t n, bool write) {
-    if (!traffic) return;
+static void note_request(const void *p, size_t n, bool shared, const void *place) {
+    const int thread = thread_number(), lane = thread % 32;
+    Site &s = sites[thread / 32][place];
+    s.shared = shared;
+    s.size = (uint32_t)n;
+    const uint32_t i = s.met[lane]++;
+    if (i == s.requests.size()) s.requests.push_back({});
+    s.requests[i].lanes |= 1u << lane;
+    s.requests[i].at[lane] = (uintptr_t)p;
+}
+
+void shared_request(const void *p, size_t n, const void *place) {
+    if (kernel) note_request(p, n, true, place);
+}
+
+void global_access(const void *p, size_t n, bool write, const void *place) {
+    if (!kernel) return;
     (write ? traffic->stores : traffic->loads) += (int64_t)n;
-    for (uintptr_t sector = (uintptr_t)p / 32; sector <= ((uintptr_t)p + n - 1) / 32; sector++) {
+    kernel->bytes += (int64_t)n;
+    kernel->wide_bytes += n == 16 ? 16 : 0;
+    note_request(p, n, false, place);
+    for (uintptr_t sector = (uintptr_t)p / SECTOR; sector <= ((uintptr_t)p + n - 1) / SECTOR; sector++) {
         int &seen = sectors[sector];
-        if (write && !(seen & 2)) seen |= 2, traffic->written += 32;
-        if (!write && !seen) seen |= 1, traffic->read += 32;
+        if (write && !(seen & 2)) seen |= 2, traffic->written += SECTOR, kernel->written += SECTOR;
+        if (!write && !seen) seen |= 1, traffic->read += SECTOR, kernel->read += SECTOR;
     }
+}
+
+/* How many different ones; sorts v. */
+static int64_t distinct(std::vector<uintptr_t> &v) {
+    std::sort(v.begin(), v.end());
+    return std::unique(v.begin(), v.end()) - v.begin();
+}
+
+static void count_global(const Request &r, uint32_t size) {
+    static std::vector<uintptr_t> touched, bytes;
+    touched.clear(), bytes.clear();
+    for (int lane = 0; lane < 32; lane++) {
+        if (!(r.lanes >> lane & 1)) continue;
+        for (uintptr_t b = r.at[lane]; b < r.at[lane] + size; b++) bytes.push_back(b), touched.push_back(b / SECTOR);
+    }
+    kernel->sectors += distinct(touched);
+    kernel->least_sectors += (distinct(bytes) + SECTOR - 1) / SECTOR;
+}
+
+/* The lanes go in groups whose accesses fill 128 bytes. */
+static void count_shared(const Request &r, uint32_t size) {
+    const int group = size > 8 ? 8 : size > 4 ? 16 : 32;
+    for (int first = 0; first < 32; first += group) {
+        std::vector<uintptr_t> words[BANKS];
+        for (int lane = first; lane < first + group; lane++) {
+            if (!(r.lanes >> lane & 1)) continue;
+            for (uintptr_t w = r.at[lane] / WORD; w <= (r.at[lane] + size - 1) / WORD; w++) words[w % BANKS].push_back(w);
+        }
+        int64_t most = 0;
+        for (std::vector<uintptr_t> &bank : words) most = std::max(most, distinct(bank));
+        kernel->wavefronts += most;
+        kernel->transactions += most > 0;
+    }
+}
+
+void traffic_warp_together(int warp) {
+    if (!kernel) return;
+    for (auto &[place, s] : sites[warp]) {
+        for (const Request &r : s.requests) s.shared ? count_shared(r, s.size) : count_global(r, s.size);
+        s.requests.clear();
+        memset(s.met, 0, sizeof s.met);
+    }
+}
+
+void traffic_block_together(void) {
+    if (!kernel) return;
+    for (int w = 0; w < (cta.n + 31) / 32; w++) traffic_warp_together(w);
+    size_t shared = cta.launch->dynamic;
+    for (const Array &a : cta.arrays)
+        if (a.p != emu_dynamic_shared_memory) shared += a.bytes;
+    kernel->shared = std::max(kernel->shared, shared);
 }
 
 /* ---- what g++ calls --------------------------------------------------------------------------------- */
@@ -155,7 +255,7 @@ void global_access(const void *p, size_t n, bool write) {
 
 static inline bool within(const void *p, const void *from, size_t n) { return (uintptr_t)p - (uintptr_t)from < n; }
 
-static inline void access(const void *p, size_t n, bool write) {
+static inline void access(const void *p, size_t n, bool write, const void *place) {
     if (!cta.now) return; /* a launcher, on the host */
     /* What a card keeps in registers and in constant memory. */
     if (within(p, cta.now->fiber->stack, STACK) || within(p, &emu_place, sizeof emu_place) ||
@@ -163,24 +263,28 @@ static inline void access(const void *p, size_t n, bool write) {
         return;
     int which;
     const size_t at = offset_in_shared(p, &which);
-    if (at != SIZE_MAX) touch(p, at, which, n, write);
-    else global_access(p, n, write);
+    if (at == SIZE_MAX) return global_access(p, n, write, place);
+    touch(p, at, which, n, write);
+    shared_request(p, n, place);
 }
 
+void emu_access(const void *p, size_t n, bool write, const void *place) { access(p, n, write, place); }
+
 extern "C" {
+#define HERE __builtin_return_address(0)
 #define ACCESS(n)                                                                                            \
-    void __tsan_read##n(void *p) { access(p, n, false); }                                                    \
-    void __tsan_write##n(void *p) { access(p, n, true); }                                                    \
-    void __tsan_unaligned_read##n(void *p) { access(p, n, false); }                                          \
-    void __tsan_unaligned_write##n(void *p) { access(p, n, true); }
+    void __tsan_read##n(void *p) { access(p, n, false, HERE); }                                              \
+    void __tsan_write##n(void *p) { access(p, n, true, HERE); }                                              \
+    void __tsan_unaligned_read##n(void *p) { access(p, n, false, HERE); }                                    \
+    void __tsan_unaligned_write##n(void *p) { access(p, n, true, HERE); }
 ACCESS(1)
 ACCESS(2)
 ACCESS(4)
 ACCESS(8)
 ACCESS(16)
 #undef ACCESS
-void __tsan_read_range(void *p, size_t n) { access(p, n, false); }
-void __tsan_write_range(void *p, size_t n) { access(p, n, true); }
+void __tsan_read_range(void *p, size_t n) { access(p, n, false, HERE); }
+void __tsan_write_range(void *p, size_t n) { access(p, n, true, HERE); }
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit(void) {}
@@ -193,5 +297,9 @@ void __ubsan_handle_type_mismatch_v1_abort(MismatchData *d, uintptr_t p) {
     abort();
 }
 }
+
+#else
+
+void emu_access(const void *, size_t, bool, const void *) {}
 
 #endif

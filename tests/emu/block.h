@@ -63,9 +63,14 @@ __attribute__((format(printf, 1, 2))) void emu_report(const char *fmt, ...);
 void shared_access(const void *p, size_t n, bool write);
 void shared_copy(const void *p, size_t n, bool arrives);
 void shared_red_zone(const void *p, size_t n);
-void global_access(const void *p, size_t n, bool write);
-/* A launch begins, or ends: its traffic is counted apart. */
-void traffic_launch(void);
+/* By the thread that runs, from `place` in the code. */
+void global_access(const void *p, size_t n, bool write, const void *place);
+void shared_request(const void *p, size_t n, const void *place);
+/* A launch begins: its traffic is counted apart. Block and warps (or one warp, all lanes of it) have come together: the
+ * requests of their lanes since then are whole. */
+void traffic_launch(const EmuLaunch *l);
+void traffic_block_together(void);
+void traffic_warp_together(int warp);
 
 /* For AddressSanitizer, when it is there. */
 void emu_poison(const void *p, size_t n);

@@ -201,6 +201,7 @@ void emu_warp(uint32_t mask, const char *what, EmuWarpOp *op, void *arg) {
     op(args, mask);
     cta.in_warp &= ~mask;
     cta.steps[cta.first / 32]++;
+    if (!(~mask & ~cta.absent)) traffic_warp_together(cta.first / 32);
 }
 
 void __syncwarp(uint32_t mask) {
@@ -278,7 +279,8 @@ void emu_copy16(void *shared_dst, const void *global_src) {
     cta.now->copies.push_back({(char *)shared_dst, (const char *)global_src});
     cta.now->groups.back()++;
     shared_copy(shared_dst, 16, false);
-    if (global_src) global_access(global_src, 16, false);
+    shared_request(shared_dst, 16, __builtin_return_address(0));
+    if (global_src) global_access(global_src, 16, false, __builtin_return_address(0));
     memset(shared_dst, 0xFF, 16); /* who reads before the wait finds NaN */
 }
 
@@ -322,6 +324,7 @@ static void ldmatrix_op(void *const arg[32], uint32_t) {
 void emu_ldmatrix(uint32_t r[4], const void *shared_row, bool transpose) {
     if ((uintptr_t)shared_row & 15) emu_report("ldmatrix: row at %p is not 16-byte aligned", shared_row);
     shared_access(shared_row, 16, false);
+    shared_request(shared_row, 16, __builtin_return_address(0)); /* 8 rows of 16 bytes at a time, as 16-byte accesses of 8 lanes are */
     Ldmatrix m = {r, (const uint16_t *)shared_row, transpose};
     emu_warp(0xffffffffu, transpose ? "ldmatrix_x4_trans" : "ldmatrix_x4", ldmatrix_op, &m);
 }
@@ -423,6 +426,7 @@ static bool barrier_opens(void) {
     }
     for (int i = 0; i < cta.n; i++) cta.thread[i].state = READY;
     cta.epoch++;
+    traffic_block_together();
     return true;
 }
 
@@ -451,6 +455,7 @@ static void run_block(const EmuLaunch *l, dim3 at, uint64_t key) {
         }
         if (cta.failed || !barrier_opens()) break;
     }
+    traffic_block_together();
     arrays_end();
 }
 
@@ -469,7 +474,7 @@ static bool within_limits(const EmuLaunch *l) {
 }
 
 void emu_run_launch(const EmuLaunch *l) {
-    traffic_launch();
+    traffic_launch(l);
     cta.launch = l;
     cta.n = 0;
     cta.failed = false;

@@ -9,7 +9,9 @@
  * between, writing past a shared array, reading what an asynchronous copy has yet to bring. Shared memory is NaN when a block
  * begins. Asynchronous copies arrive at the wait. A stream is a queue that runs when somebody waits for it.
  *
- * It does not see what blocks of one launch do to each other beyond their order, nor bank conflicts or occupancy.
+ * Asked to count (emu_count), it also tells what each kernel moved, in which sectors, and where banks conflicted.
+ *
+ * It does not see what blocks of one launch do to each other beyond their order, nor occupancy.
  */
 #pragma once
 #include <stdbool.h>
@@ -45,6 +47,23 @@ typedef struct EmuTraffic {
 } EmuTraffic;
 /* Counts into *t from now on, which is set to zero first; NULL: no more. A build under AddressSanitizer sees no accesses. */
 void emu_count(EmuTraffic *t);
+
+/* The same for one kernel, and how its warps asked. A request is what the lanes of a warp ask for with one instruction; here that
+ * is the same place of the code, met equally often by each lane since the warp or the block last came together.
+ *   sectors      of 32 bytes that requests to global memory touch; least_sectors: their distinct bytes by 32, rounded up
+ *   wavefronts   of shared memory: a transaction is up to 4 bytes of each of 32 lanes, 8 of 16 or 16 of 8; it takes as many
+ *                wavefronts as its busiest of 32 banks (words of 4 bytes) has different words. One each: no bank conflict */
+typedef struct EmuKernel {
+    const char *name;     /* as the launch has it, template arguments as they are written there */
+    const void *function; /* where its code is: `nm` knows what it is really called */
+    int threads, launches;
+    size_t shared;            /* most bytes of a block, static and dynamic */
+    int64_t read, written;    /* as above */
+    int64_t bytes, wide_bytes; /* asked for; by accesses of 16 bytes */
+    int64_t sectors, least_sectors, transactions, wavefronts;
+} EmuKernel;
+/* Kernel i of those launched since the last emu_count(t), in the order of their first launch; NULL after the last. */
+const EmuKernel *emu_kernel(int i);
 bool emu_sees_accesses(void);
 
 /* Streams: queues that run when waited for. After(s, earlier): what is queued on s from now on runs after all that is queued
@@ -111,6 +130,7 @@ struct EmuLaunch {
     void (*drop)(const void *kept);
     const void *kept;
     size_t kept_bytes; /* a card has the arguments in its constant memory: not in the traffic */
+    const void *function;
 };
 void emu_launch(Stream *s, const EmuLaunch &launch);
 
@@ -130,6 +150,7 @@ template <typename... P, typename... A> void emu_launch_kernel(Stream *s, EmuLau
     l.drop = Kept::drop;
     l.kept = new Kept{kernel, std::tuple<std::remove_cv_t<P>...>(std::forward<A>(args)...)};
     l.kept_bytes = sizeof(Kept);
+    l.function = (const void *)kernel;
     emu_launch(s, l);
 }
 
@@ -144,7 +165,7 @@ struct EmuSize { /* an integer or a dim3; 64 bits, so that a grid over the limit
     do {                                                                                                     \
         const EmuSize g_(grid), b_(block);                                                                   \
         emu_launch_kernel(s, {#kernel, __FILE__, __LINE__, {g_.v[0], g_.v[1], g_.v[2]}, {b_.v[0], b_.v[1], b_.v[2]},   \
-                              (size_t)(bytes), nullptr, nullptr, nullptr, 0}, kernel, __VA_ARGS__);          \
+                              (size_t)(bytes), nullptr, nullptr, nullptr, 0, nullptr}, kernel, __VA_ARGS__); \
     } while (0)
 
 #define cuda_scratch emu_scratch
@@ -209,6 +230,10 @@ unsigned __ballot_sync(uint32_t mask, int predicate);
 static inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 static inline int __all_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 void __syncwarp(uint32_t mask = 0xffffffffu);
+
+/* One access of a thread, and from where in the code, that the compiler does not announce itself. */
+void emu_access(const void *p, size_t n, bool write, const void *place);
+#define EMU_ACCESS __attribute__((noinline, no_sanitize("thread")))
 
 /* ---- integer atomics (fibers do not preempt each other). Float atomics are missing on purpose. ---- */
 
