@@ -101,6 +101,7 @@ bool comm_use_device(Comm *c, Device *dev, const Config *cfg, Error *e) {
 bool comm_attach(Comm *c, const Transport *t, Device *dev, Error *e) {
     if (!t->open(c, dev, e)) return false;
     c->device = t;
+    c->dev = dev;
     link_hooks(c->link, t->poll, t->abort, c);
     return true;
 }
@@ -204,6 +205,7 @@ void comm_sum_begin(Comm *c, const char *what, float *x, int64_t n) {
     if (c->device) {
         link_collective(c->link, what, n);
         c->device->sum(c, x, n);
+        c->afloat = true;
         return;
     }
     pthread_mutex_lock(&c->lock);
@@ -213,10 +215,24 @@ void comm_sum_begin(Comm *c, const char *what, float *x, int64_t n) {
     pthread_mutex_unlock(&c->lock);
 }
 
+/* The host waits for the device. An aborted collective lets its stream go on with anything, so who reads without asking may
+ * write a checkpoint of garbage before the process ends. It costs nothing: what follows a sum is the gradient's norm, for which
+ * the host waits anyway. */
+static void wait_for_device(Comm *c) {
+    Error e = {0};
+    c->dev->sync(c->dev);
+    link_intact(c->link);
+    if (c->device->poll && !c->device->poll(c, &e)) link_lost(c->link, -1, e.text);
+    c->afloat = false;
+}
+
 void comm_finish(Comm *c) {
     if (c->size == 1) return;
-    if (c->device) c->device->finish(c);
     double began = now_s();
+    if (c->afloat) {
+        c->device->finish(c);
+        wait_for_device(c);
+    }
     pthread_mutex_lock(&c->lock);
     c->hurry = true;
     while (c->done < c->queued) pthread_cond_wait(&c->changed, &c->lock);
@@ -298,10 +314,12 @@ bool comm_same(Comm *c, const char *what, uint64_t hash, Error *e) {
 
 void comm_all_gather(Comm *c, const char *what, float *x, int64_t n) {
     if (!begin(c, what, n)) return;
-    if (c->device)
+    if (c->device) {
         c->device->gather(c, x, n);
-    else
+        wait_for_device(c);
+    } else {
         share_out(c, x, n);
+    }
 }
 
 void comm_to_root(Comm *c, const char *what, const float *mine, float *all, int64_t n) {

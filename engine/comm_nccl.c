@@ -1,7 +1,7 @@
 /* comm_nccl.c -- gradients in device memory, over NCCL (CUDA=1). See comm.h.
  *
- * Sums are queued on the device's comm stream behind what the compute stream holds, and the compute stream waits for them in
- * finish: the host waits for neither. The communicator is non-blocking, so that no call of ours hangs in the library when
+ * Sums are queued on the device's comm stream behind what the compute stream holds; the host waits for them once, in
+ * comm_finish. The communicator is non-blocking, so that no call of ours hangs in the library when
  * another rank is gone; the thread that watches the ranks (link.c) asks for NCCL's own errors and aborts. Counts, hashes
  * and the communicator's id go over the host transport, which knows who belongs to this run.
  */
@@ -15,24 +15,44 @@
 typedef struct Nccl {
     ncclComm_t comm;
     Device *dev;
-    bool ready;     /* the communicator stands: to be asked and aborted */
+    /* Held during every call that names the communicator: the watching thread asks it for errors and aborts it while the main
+     * thread queues. The calls return at once, the communicator does not block. */
+    pthread_mutex_t lock;
+    bool stands, aborted;
     float *pieces;  /* device memory: the other ranks' values of our share, to be added */
     int64_t pieces_cap;
 } Nccl;
 
-static void check(Comm *c, ncclResult_t r, const char *call) {
+/* An aborted communicator is freed memory: whoever still wants to use it waits here for the end of the process. */
+static void enter(Comm *c) {
     Nccl *n = c->device_state;
-    /* A non-blocking communicator answers at once and goes on in the background. */
-    while (r == ncclInProgress) {
-        nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
-        if (ncclCommGetAsyncError(n->comm, &r) != ncclSuccess) break;
-    }
-    if (r == ncclSuccess) return;
-    char text[400];
-    snprintf(text, sizeof text, "%s: %s (%.200s)", call, ncclGetErrorString(r), ncclGetLastError(n->comm));
-    link_lost(c->link, -1, text);
+    pthread_mutex_lock(&n->lock);
+    if (!n->aborted) return;
+    pthread_mutex_unlock(&n->lock);
+    link_intact(c->link);
 }
-#define NCCL_CHECK(c, call) check((c), (call), #call)
+
+/* The error that the communicator has come to in the background. */
+static ncclResult_t state_of(Nccl *n) {
+    ncclResult_t r = ncclSuccess, asked = ncclCommGetAsyncError(n->comm, &r);
+    return asked == ncclSuccess ? r : asked;
+}
+
+/* The end of a call that enter began: a non-blocking communicator answers at once and goes on in the background. */
+static void leave(Comm *c, ncclResult_t r, const char *call) {
+    Nccl *n = c->device_state;
+    while (r == ncclInProgress) {
+        pthread_mutex_unlock(&n->lock);
+        nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
+        enter(c);
+        r = state_of(n);
+    }
+    char text[400];
+    if (r != ncclSuccess) snprintf(text, sizeof text, "%s: %s (%.200s)", call, ncclGetErrorString(r), ncclGetLastError(n->comm));
+    pthread_mutex_unlock(&n->lock);
+    if (r != ncclSuccess) link_lost(c->link, -1, text);
+}
+#define NCCL_CHECK(c, call) (enter(c), leave((c), (call), #call))
 
 static bool nccl_open(Comm *c, Device *dev, Error *e) {
     Nccl *n = c->device_state = xcalloc(1, sizeof *n);
@@ -41,10 +61,13 @@ static bool nccl_open(Comm *c, Device *dev, Error *e) {
     (void)e;
     config.blocking = 0;
     n->dev = dev;
+    pthread_mutex_init(&n->lock, NULL);
     if (!c->rank) NCCL_CHECK(c, ncclGetUniqueId(&id));
     comm_broadcast(c, "NCCL's id", &id, sizeof id);
     NCCL_CHECK(c, ncclCommInitRankConfig(&n->comm, c->size, id, c->rank, &config));
-    __atomic_store_n(&n->ready, true, __ATOMIC_RELEASE);
+    pthread_mutex_lock(&n->lock);
+    n->stands = true;
+    pthread_mutex_unlock(&n->lock);
     return true;
 }
 
@@ -132,24 +155,30 @@ static void nccl_gather(Comm *c, float *x, int64_t total) {
 
 static bool nccl_poll(void *comm, Error *e) {
     Nccl *n = ((Comm *)comm)->device_state;
-    ncclResult_t r = ncclSuccess;
-    if (!__atomic_load_n(&n->ready, __ATOMIC_ACQUIRE)) return true;
-    if (ncclCommGetAsyncError(n->comm, &r) == ncclSuccess && (r == ncclSuccess || r == ncclInProgress)) return true;
-    return fail_as(e, FAIL_PEER, "NCCL: %s (%.200s)", ncclGetErrorString(r), ncclGetLastError(n->comm));
+    pthread_mutex_lock(&n->lock);
+    const ncclResult_t r = n->stands ? state_of(n) : ncclSuccess;
+    const bool ok = r == ncclSuccess || r == ncclInProgress;
+    if (!ok) fail_as(e, FAIL_PEER, "NCCL: %s (%.200s)", ncclGetErrorString(r), ncclGetLastError(n->comm));
+    pthread_mutex_unlock(&n->lock);
+    return ok;
 }
 
 static void *abort_now(void *comm) {
     Nccl *n = ((Comm *)comm)->device_state;
-    ncclCommAbort(n->comm);
+    pthread_mutex_lock(&n->lock);
+    const bool stood = n->stands;
+    n->stands = false;
+    n->aborted = true;
+    pthread_mutex_unlock(&n->lock);
+    if (stood) ncclCommAbort(n->comm);
     return NULL;
 }
 
 /* Frees the kernels that wait on the card. The library may itself wait for a dead connection, so it gets a second. */
 static void nccl_abort(void *comm) {
-    Nccl *n = ((Comm *)comm)->device_state;
     pthread_t t;
     struct timespec until;
-    if (!__atomic_exchange_n(&n->ready, false, __ATOMIC_ACQ_REL) || pthread_create(&t, NULL, abort_now, comm)) return;
+    if (pthread_create(&t, NULL, abort_now, comm)) return;
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec++;
     pthread_timedjoin_np(t, NULL, &until);
@@ -159,7 +188,9 @@ static void nccl_close(Comm *c) {
     Nccl *n = c->device_state;
     n->dev->sync(n->dev);
     NCCL_CHECK(c, ncclCommFinalize(n->comm));
-    __atomic_store_n(&n->ready, false, __ATOMIC_RELEASE);
+    pthread_mutex_lock(&n->lock);
+    n->stands = false;
+    pthread_mutex_unlock(&n->lock);
     ncclCommDestroy(n->comm);
     if (n->pieces) n->dev->release(n->dev, n->pieces, (size_t)n->pieces_cap * sizeof(float));
 } /* comm.c frees the state when the watching thread, which asks nccl_poll, is gone */

@@ -74,6 +74,7 @@ struct Link {
     struct { uint64_t chain; char what[64]; } past[REMEMBERED]; /* rank 0: its collectives, by seq */
     bool closing, closed, failing, told;
     Message last_words;
+    atomic_bool ending; /* set before collectives are let go: link_intact */
 };
 
 /* ---- sockets -------------------------------------------------------------------------------------- */
@@ -382,6 +383,11 @@ static void where_text(char *out, size_t size, const Where *w) {
         snprintf(out, size, "at step %" PRId64 ", in the collective \"%.63s\" (number %" PRId64 ")", w->step, w->what, w->seq);
 }
 
+static void let_go(Link *l) {
+    l->ending = true;
+    if (l->abort) l->abort(l->arg);
+}
+
 /* The end of this process because of `m`. Rank 0 tells the others first and waits for them: a launcher that sees one process
  * end kills the rest at once, and they should find their own way out with the right status. */
 static _Noreturn void end_all(Link *l, const Message *m) {
@@ -391,7 +397,7 @@ static _Noreturn void end_all(Link *l, const Message *m) {
     /* A stopped process holds its memory, its device and its port: nobody else would end it. */
     if (m->silent && m->culprit != l->launch.rank && l->peer[m->culprit].machine == l->peer[l->launch.rank].machine)
         kill(l->peer[m->culprit].pid, SIGKILL);
-    if (l->abort) l->abort(l->arg);
+    let_go(l);
     double until = now_s() + WORDS_S;
     for (int r = 1; r < l->launch.size && l->launch.rank == 0; r++) {
         char rest[256];
@@ -591,7 +597,7 @@ static void *watch(void *arg) {
             snprintf(l->last_words.text, sizeof l->last_words.text, "%.700s", e.text);
             pthread_mutex_unlock(&l->lock);
             obey(l, &bye_sent);
-            if (l->abort) l->abort(l->arg);
+            let_go(l);
             _exit(FAIL_PEER);
         }
     }
@@ -644,8 +650,12 @@ bool link_fail(Link *l, Status s, const char *text) {
     while (!l->closed && !pthread_cond_timedwait(&l->changed, &l->lock, &until)) {}
     bool was_told = l->told;
     pthread_mutex_unlock(&l->lock);
-    if (l->abort) l->abort(l->arg);
+    let_go(l);
     return was_told;
+}
+
+void link_intact(Link *l) {
+    while (l->ending) pause();
 }
 
 _Noreturn void link_lost(Link *l, int peer, const char *why) {

@@ -1,8 +1,8 @@
 /* standin.c -- NCCL's calls and CUDA's streams in host memory, for the tests of comm_nccl.c. See nccl.h.
  *
  * Ranks are processes that share a memory file. A collective waits for the others as NCCL's kernels do: until they come or
- * the communicator is aborted, never by a time limit of its own. Communicators start and finish in the background
- * (ncclInProgress), as non-blocking ones do. What this cannot show: NCCL's own protocols, the card's memory order.
+ * the communicator is aborted, never by a time limit of its own; an aborted one leaves garbage, with which its stream goes on.
+ * Communicators start and finish in the background (ncclInProgress), as non-blocking ones do. What this cannot show: NCCL's own protocols, the card's memory order.
  */
 #include <nccl.h>
 
@@ -146,6 +146,11 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *error) {
     return ncclSuccess;
 }
 
+/* What an aborted kernel leaves behind is anything; its stream goes on with it. */
+static void spoil(float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] = -12345;
+}
+
 /* Waits for *p to reach `at`; false when aborted. */
 static bool reach(ncclComm_t c, _Atomic int64_t *p, int64_t at) {
     while (atomic_load(p) < at) {
@@ -163,12 +168,12 @@ static void reduce(void *arg) {
     Shared *s = c->shared;
     const int64_t turn = ++c->reduced;
     for (int k = 0; k < c->size; k++)
-        if (!reach(c, &s->left[k], turn - 1)) return;
+        if (!reach(c, &s->left[k], turn - 1)) return spoil(r->x, r->n);
     memcpy(s->value[c->rank], r->x, r->n * sizeof(float));
     s->count[c->rank] = (int64_t)r->n;
     atomic_store(&s->arrived[c->rank], turn);
     for (int k = 0; k < c->size; k++)
-        if (!reach(c, &s->arrived[k], turn)) return;
+        if (!reach(c, &s->arrived[k], turn)) return spoil(r->x, r->n);
     for (int k = 0; k < c->size; k++)
         if (s->count[k] != (int64_t)r->n) c->error = ncclInvalidUsage;
     for (size_t i = 0; i < r->n; i++) {
@@ -199,7 +204,10 @@ static void transfer(void *arg) {
             _Atomic int *full = t->send ? &c->shared->box[c->rank][t->peer].full : &c->shared->box[t->peer][c->rank].full;
             float *box = t->send ? c->shared->box[c->rank][t->peer].value : c->shared->box[t->peer][c->rank].value;
             while (atomic_load(full) == t->send && !c->aborted) nap();
-            if (c->aborted) return;
+            if (c->aborted) {
+                if (!t->send) spoil(t->p, t->n);
+                continue;
+            }
             memcpy(t->send ? box : t->p, t->send ? t->p : box, t->n * sizeof(float));
             atomic_store(full, t->send);
         }
@@ -250,8 +258,9 @@ ncclResult_t ncclCommDestroy(ncclComm_t c) {
 }
 
 ncclResult_t ncclCommAbort(ncclComm_t c) {
-    c->aborted = 1;
     fprintf(stderr, "stand-in: rank %d aborts\n", c->rank);
+    c->aborted = 1;
+    nanosleep(&(struct timespec){.tv_nsec = 700000000}, NULL); /* the streams run on while the library ends its connections */
     return ncclSuccess;
 }
 

@@ -147,8 +147,7 @@ static void has_error(Comm *c) {
     attach(c);
     comm_step(c, 5);
     if (c->rank == 1) standin_fail_after = 3;
-    updates(c);
-    for (;;) pause();
+    for (;;) MUST(updates(c) < 0, "a wrong sum");
 }
 
 static void endless(Comm *c) {
@@ -156,6 +155,20 @@ static void endless(Comm *c) {
     for (int64_t step = 0;; step++) {
         comm_step(c, step);
         MUST(updates(c) < 0, "a wrong sum");
+    }
+}
+
+/* As with run.shard_optimizer: the host reads what it has gathered. */
+static void endless_gather(Comm *c) {
+    enum { N = 999 };
+    static float x[N];
+    attach(c);
+    for (int64_t step = 0;; step++) {
+        comm_step(c, step);
+        for (int64_t k = comm_share(c, N, c->rank); k < comm_share(c, N, c->rank + 1); k++) x[k] = (float)(k + step);
+        comm_all_gather(c, "weights", x, N);
+        sync_all(NULL);
+        for (int k = 0; k < N; k++) MUST(x[k] == (float)(k + step), "a wrong gather: value %d is %g", k, (double)x[k]);
     }
 }
 
@@ -180,11 +193,16 @@ TEST(nccl_error_of_one) {
     check_end(&r, 1, 0, "NCCL: remote process exited or there was a network error");
 }
 
-/* The others' main threads wait for the card, whose kernels wait for the dead rank: only the watching thread can act. */
+/* The others' main threads wait for the card, whose kernels wait for the dead rank: only the watching thread can act. What it
+ * does, the abort, lets the kernels go and the streams on with garbage, which no main thread may get to see (it would say so). */
 TEST(nccl_rank_killed) {
-    Ranks r;
-    ranks_start(&r, 3, NULL, endless);
-    check_end(&r, 2, SIGKILL, "died, last seen at step");
+    static const struct { int ranks; const char *option; void (*fn)(Comm *c); } cases[] = {
+        {3, NULL, endless}, {2, "run.reproducible=true", endless}, {3, NULL, endless_gather}};
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        Ranks r;
+        ranks_start(&r, cases[i].ranks, cases[i].option, cases[i].fn);
+        check_end(&r, cases[i].ranks - 1, SIGKILL, "died, last seen at step");
+    }
 }
 
 TEST(nccl_rank_stopped) {
