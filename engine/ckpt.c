@@ -122,6 +122,7 @@ bool ckpt_save(const char *out, int64_t step, const CkptPart *part, int n, const
     char tmp[PATH_MAX], final[PATH_MAX];
     if (comm_world()->rank) {
         for (int i = 0; i < n; i++) params_send_moments(&part[i].module->params);
+        if (file) file->send(file->self);
         return true;
     }
     snprintf(tmp, sizeof tmp, "%s/tmp-checkpoint.%d", out, (int)getpid());

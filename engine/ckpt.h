@@ -14,8 +14,13 @@
 /* One trained module and the name it goes by in the checkpoint ("vqa"). */
 typedef struct CkptPart { const char *name; Module *module; } CkptPart;
 
-/* A further file of a checkpoint: save(self, path, e) writes it. */
-typedef struct CkptFile { const char *name; const void *self; bool (*save)(const void *self, const char *path, Error *e); } CkptFile;
+/* A further file of a checkpoint: save(self, path, e) writes it on rank 0, while the others send(self). */
+typedef struct CkptFile {
+    const char *name;
+    const void *self;
+    bool (*save)(const void *self, const char *path, Error *e);
+    void (*send)(const void *self);
+} CkptFile;
 
 /* All ranks call it, rank 0 writes. Writes OUT/checkpoint-STEP through a temporary folder and a rename; then removes all but the newest `keep`
  * (0: none is removed). config: the resolved configuration's text, stored in state.json. file: one more, or NULL. */

@@ -298,6 +298,24 @@ void *comm_gather(Comm *c, const char *what, const void *mine, size_t bytes, Are
     return all;
 }
 
+void *comm_collect(Comm *c, const char *what, const void *mine, size_t bytes, size_t *begin_of) {
+    size_t size[c->size];
+    size[c->rank] = bytes;
+    begin(c, what, 0);
+    if (c->rank) {
+        c->host->exchange(c, 0, &bytes, sizeof bytes, -1, NULL, 0);
+        c->host->exchange(c, 0, mine, bytes, -1, NULL, 0);
+        return NULL;
+    }
+    for (int r = 1; r < c->size; r++) c->host->exchange(c, -1, NULL, 0, r, &size[r], sizeof size[r]);
+    begin_of[0] = 0;
+    for (int r = 0; r < c->size; r++) begin_of[r + 1] = begin_of[r] + size[r];
+    char *all = xcalloc(begin_of[c->size] + 1, 1);
+    if (bytes) memcpy(all, mine, bytes);
+    for (int r = 1; r < c->size; r++) c->host->exchange(c, -1, NULL, 0, r, all + begin_of[r], size[r]);
+    return all;
+}
+
 bool comm_same(Comm *c, const char *what, uint64_t hash, Error *e) {
     uint64_t all[c->size];
     if (!begin(c, what, 8)) return true;

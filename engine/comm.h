@@ -82,6 +82,8 @@ void comm_broadcast(Comm *c, const char *what, void *p, size_t bytes);
 void comm_barrier(Comm *c, const char *what);
 /* What each rank gave, in order of ranks, in memory of a; *bytes of all, and *begin[size + 1] (may be NULL) where each begins. */
 void *comm_gather(Comm *c, const char *what, const void *mine, size_t bytes, Arena *a, size_t *begin);
+/* The same to rank 0 alone, in memory to be freed; NULL on the others. */
+void *comm_collect(Comm *c, const char *what, const void *mine, size_t bytes, size_t *begin);
 /* False when a rank has another hash than rank 0; e says which and of what. */
 bool comm_same(Comm *c, const char *what, uint64_t hash, Error *e);
 

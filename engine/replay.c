@@ -1,11 +1,14 @@
 /* replay.c -- the store of lessons. See replay.h. */
 #include "engine/replay.h"
 
+#include "engine/comm.h"
+
 /* Room per program: some five questions, each with a distribution over the answers or a few dozen boxes. */
 enum { PROGRAM_BYTES = 1 << 16 };
 
-void replay_open(Replay *r, int reuse, int lag, int nlabels, int programs) {
-    *r = (Replay){.reuse = reuse, .lag = lag, .nlabels = nlabels, .size = reuse ? (int64_t)reuse * lag + 1 : 0};
+void replay_open(Replay *r, int reuse, int lag, int nlabels, int programs, int lo, int hi) {
+    *r = (Replay){.reuse = reuse, .lag = lag, .nlabels = nlabels, .lo = lo, .hi = hi,
+                  .size = reuse ? (int64_t)reuse * lag + 1 : 0};
     r->kept = xcalloc((size_t)r->size + 1, sizeof *r->kept);
     for (int64_t i = 0; i < r->size; i++) {
         r->kept[i].batch = -1;
@@ -19,11 +22,11 @@ void replay_close(Replay *r) {
     *r = (Replay){0};
 }
 
-static KeptBatch *place(const Replay *r, int64_t batch) { return &r->kept[batch % r->size]; }
+static KeptBatch *slot(const Replay *r, int64_t batch) { return &r->kept[batch % r->size]; }
 
 void replay_begin(Replay *r, int64_t batch) {
     if (!r->size) return;
-    KeptBatch *k = place(r, batch);
+    KeptBatch *k = slot(r, batch);
     arena_reset(&k->memory, 0);
     k->batch = batch;
     k->n = 0;
@@ -44,12 +47,13 @@ static KeptLesson *add(KeptBatch *k) {
     return &k->lesson[k->n++];
 }
 
-void replay_keep(Replay *r, int64_t batch, const Ask *ask, const Lesson *lesson) {
+void replay_keep(Replay *r, int64_t batch, int at, const Ask *ask, const Lesson *lesson) {
     if (!r->size) return;
-    KeptBatch *k = place(r, batch);
+    KeptBatch *k = slot(r, batch);
     Arena *a = &k->memory;
+    CHECK(at >= r->lo && at < r->hi, "a lesson of place %d, ours are %d to %d", at, r->lo, r->hi);
     KeptLesson *l = add(k);
-    *l = (KeptLesson){ask->image_id, arena_strdup(a, ask->query, strlen(ask->query)), *lesson};
+    *l = (KeptLesson){at, ask->image_id, arena_strdup(a, ask->query, strlen(ask->query)), *lesson};
     l->lesson.p = copy(a, lesson->p, (size_t)r->nlabels * sizeof *lesson->p);
     l->lesson.candidate = copy(a, lesson->candidate, (size_t)lesson->ncandidates * sizeof *lesson->candidate);
     l->lesson.yes = copy(a, lesson->yes, (size_t)lesson->nleaders * sizeof *lesson->yes);
@@ -57,26 +61,39 @@ void replay_keep(Replay *r, int64_t batch, const Ask *ask, const Lesson *lesson)
 
 const KeptBatch *replay_find(const Replay *r, int64_t batch) {
     if (!r->size || batch < 0) return NULL;
-    const KeptBatch *k = place(r, batch);
+    const KeptBatch *k = slot(r, batch);
     return k->batch == batch ? k : NULL;
 }
 
 /* ---- the file ------------------------------------------------------------------------------------- */
 
-/* Four flat tensors: whole numbers, fractions and text of all lessons, one after the other, and the lengths.
- *   counts (1 + nbatches, 2)  {reuse * lag + 1, nlabels}, then {batch, its lessons}
- *   ints   per lesson: image_id, rect, is_loc, nleaders, ncandidates, bytes of the query; per candidate: box, leader
- *   floats per lesson: the distribution, or yes of the leaders; per candidate: yes
- *   text   the queries */
+/* Four flat tensors: whole numbers, fractions and text of all lessons, one after the other, and how many there are.
+ *   batches (1 + nbatches, 2)  {reuse * lag + 1, nlabels}, then {batch, its lessons}
+ *   ints    per lesson: place, image_id, rect, is_loc, nleaders, ncandidates, bytes of the query; per candidate: box, leader
+ *   floats  per lesson: the distribution, or yes of the leaders; per candidate: yes
+ *   text    the queries */
+typedef struct Extent { int64_t batch, n, nints, nfloats, ntext; } Extent; /* of one batch */
+
 typedef struct Flat {
     int64_t *ints, nints, ints_cap, nfloats, floats_cap, ntext, text_cap;
     float *floats;
     char *text;
+    Extent *extent; /* in the order of batches */
+    int64_t nbatches;
 } Flat;
 
-static void put_int(Flat *f, int64_t x) {
-    GROW(f->ints, f->ints_cap, f->nints + 1);
-    f->ints[f->nints++] = x;
+static void put_ints(Flat *f, const int64_t *x, int64_t n) {
+    GROW(f->ints, f->ints_cap, f->nints + n);
+    if (n) memcpy(f->ints + f->nints, x, (size_t)n * sizeof *x);
+    f->nints += n;
+}
+
+static void put_int(Flat *f, int64_t x) { put_ints(f, &x, 1); }
+
+static void put_text(Flat *f, const char *x, int64_t n) {
+    GROW(f->text, f->text_cap, f->ntext + n);
+    if (n) memcpy(f->text + f->ntext, x, (size_t)n);
+    f->ntext += n;
 }
 
 static void put_floats(Flat *f, const float *x, int64_t n) {
@@ -95,15 +112,14 @@ static void put_rect(Flat *f, Rect r) {
 static void put_lesson(Flat *f, const KeptLesson *k, int nlabels) {
     const Lesson *l = &k->lesson;
     int64_t bytes = (int64_t)strlen(k->query);
+    put_int(f, k->place);
     put_int(f, (int64_t)k->image_id);
     put_rect(f, l->rect);
     put_int(f, l->is_loc);
     put_int(f, l->nleaders);
     put_int(f, l->ncandidates);
     put_int(f, bytes);
-    GROW(f->text, f->text_cap, f->ntext + bytes + 1);
-    memcpy(f->text + f->ntext, k->query, (size_t)bytes);
-    f->ntext += bytes;
+    put_text(f, k->query, bytes);
     if (l->is_loc) put_floats(f, l->yes, l->nleaders);
     else put_floats(f, l->p, nlabels);
     for (int i = 0; i < l->ncandidates; i++) {
@@ -118,32 +134,89 @@ static int by_batch(const void *a, const void *b) {
     return (x->batch > y->batch) - (x->batch < y->batch);
 }
 
-bool replay_save(const Replay *r, const char *path, Error *e) {
+static Flat flatten(const Replay *r) {
     const KeptBatch **order = xcalloc((size_t)r->size + 1, sizeof *order);
-    int64_t (*counts)[2] = xcalloc((size_t)r->size + 1, sizeof *counts), n = 0;
-    Flat f = {0};
+    Flat f = {.extent = xcalloc((size_t)r->size + 1, sizeof *f.extent)};
     for (int64_t i = 0; i < r->size; i++)
-        if (r->kept[i].batch >= 0) order[n++] = &r->kept[i];
-    qsort(order, (size_t)n, sizeof *order, by_batch);
-    counts[0][0] = r->size;
-    counts[0][1] = r->nlabels;
-    for (int64_t i = 0; i < n; i++) {
-        counts[i + 1][0] = order[i]->batch;
-        counts[i + 1][1] = order[i]->n;
+        if (r->kept[i].batch >= 0) order[f.nbatches++] = &r->kept[i];
+    qsort(order, (size_t)f.nbatches, sizeof *order, by_batch);
+    for (int64_t i = 0; i < f.nbatches; i++) {
+        const Extent was = {0, 0, f.nints, f.nfloats, f.ntext};
         for (int64_t k = 0; k < order[i]->n; k++) put_lesson(&f, &order[i]->lesson[k], r->nlabels);
+        f.extent[i] = (Extent){order[i]->batch, order[i]->n, f.nints - was.nints, f.nfloats - was.nfloats, f.ntext - was.ntext};
+    }
+    free(order);
+    return f;
+}
+
+static void flat_free(Flat *f) {
+    free(f->ints);
+    free(f->floats);
+    free(f->text);
+    free(f->extent);
+    *f = (Flat){0};
+}
+
+/* Brings the ranks' lessons together on rank 0, batch by batch: a higher rank has higher places. Empty on the others. */
+static Flat collect(const Flat *mine) {
+    Comm *c = comm_world();
+    size_t begin[4][c->size + 1];
+    Extent *e = comm_collect(c, "lessons", mine->extent, (size_t)mine->nbatches * sizeof *e, begin[0]);
+    int64_t *ints = comm_collect(c, "lessons", mine->ints, (size_t)mine->nints * sizeof *ints, begin[1]);
+    float *floats = comm_collect(c, "lessons", mine->floats, (size_t)mine->nfloats * sizeof *floats, begin[2]);
+    char *text = comm_collect(c, "lessons", mine->text, (size_t)mine->ntext, begin[3]);
+    Flat all = {0};
+    if (c->rank) return all;
+    for (int r = 0; r < c->size; r++)
+        CHECK(begin[0][r + 1] - begin[0][r] == begin[0][1], "rank %d keeps another number of batches than rank 0", r);
+    all.nbatches = mine->nbatches;
+    all.extent = xcalloc((size_t)all.nbatches + 1, sizeof *all.extent);
+    for (int64_t i = 0; i < all.nbatches; i++)
+        for (int r = 0; r < c->size; r++) {
+            Extent *its = (Extent *)((char *)e + begin[0][r]) + i, *sum = &all.extent[i];
+            CHECK(its->batch == mine->extent[i].batch, "rank %d keeps batch %" PRId64 ", rank 0 %" PRId64, r, its->batch,
+                  mine->extent[i].batch);
+            put_ints(&all, (int64_t *)((char *)ints + begin[1][r]), its->nints);
+            put_floats(&all, (float *)((char *)floats + begin[2][r]), its->nfloats);
+            put_text(&all, text + begin[3][r], its->ntext);
+            begin[1][r] += (size_t)its->nints * sizeof *ints;
+            begin[2][r] += (size_t)its->nfloats * sizeof *floats;
+            begin[3][r] += (size_t)its->ntext;
+            sum->batch = its->batch;
+            sum->n += its->n;
+        }
+    free(e);
+    free(ints);
+    free(floats);
+    free(text);
+    return all;
+}
+
+void replay_send(const Replay *r) {
+    Flat f = flatten(r), none = collect(&f);
+    flat_free(&f);
+    flat_free(&none);
+}
+
+bool replay_save(const Replay *r, const char *path, Error *e) {
+    Flat mine = flatten(r), f = collect(&mine);
+    int64_t (*batches)[2] = xcalloc((size_t)f.nbatches + 1, sizeof *batches), n = f.nbatches + 1;
+    batches[0][0] = r->size;
+    batches[0][1] = r->nlabels;
+    for (int64_t i = 0; i < f.nbatches; i++) {
+        batches[i + 1][0] = f.extent[i].batch;
+        batches[i + 1][1] = f.extent[i].n;
     }
     const StTensor t[] = {
-        {.name = "counts", .dtype = ST_I64, .ndim = 2, .shape = {n + 1, 2}, .data = counts, .bytes = (size_t)(n + 1) * 16},
+        {.name = "batches", .dtype = ST_I64, .ndim = 2, .shape = {n, 2}, .data = batches, .bytes = (size_t)n * sizeof *batches},
         {.name = "floats", .dtype = ST_F32, .ndim = 1, .shape = {f.nfloats}, .data = f.floats, .bytes = (size_t)f.nfloats * 4},
         {.name = "ints", .dtype = ST_I64, .ndim = 1, .shape = {f.nints}, .data = f.ints, .bytes = (size_t)f.nints * 8},
         {.name = "text", .dtype = ST_U8, .ndim = 1, .shape = {f.ntext}, .data = f.text, .bytes = (size_t)f.ntext},
     };
     bool ok = st_write(path, t, COUNT_OF(t), NULL, 0, e);
-    free(order);
-    free(counts);
-    free(f.ints);
-    free(f.floats);
-    free(f.text);
+    flat_free(&mine);
+    flat_free(&f);
+    free(batches);
     return ok;
 }
 
@@ -188,6 +261,7 @@ static bool take_floats(Cursor *c, float *out, int64_t n) {
 static void take_lesson(Cursor *c, Replay *r, int64_t batch) {
     Candidate candidate[MAX_CANDIDATES];
     float yes[MAX_CANDIDATES], *p = xcalloc((size_t)r->nlabels + 1, sizeof *p);
+    const int at = (int)take_int(c, 0, INT32_MAX);
     Ask ask = {.image_id = (uint64_t)take_int(c, 0, INT64_MAX)};
     Lesson l = {.rect = take_rect(c)};
     l.is_loc = take_int(c, 0, 1);
@@ -207,7 +281,7 @@ static void take_lesson(Cursor *c, Replay *r, int64_t batch) {
         take_floats(c, &candidate[i].yes, 1);
     }
     l.candidate = candidate;
-    if (!c->bad) replay_keep(r, batch, &ask, &l);
+    if (!c->bad && at >= r->lo && at < r->hi) replay_keep(r, batch, at, &ask, &l);
     free(query);
     free(p);
 }
@@ -215,7 +289,8 @@ static void take_lesson(Cursor *c, Replay *r, int64_t batch) {
 bool replay_load(Replay *r, const char *path, Error *e) {
     SafeTensors st;
     if (!st_open(&st, path, e)) return false;
-    static const struct { const char *name; StDType dtype; } want[] = {{"counts", ST_I64}, {"floats", ST_F32}, {"ints", ST_I64}, {"text", ST_U8}};
+    static const struct { const char *name; StDType dtype; } want[] = {
+        {"batches", ST_I64}, {"floats", ST_F32}, {"ints", ST_I64}, {"text", ST_U8}};
     const StTensor *t[COUNT_OF(want)];
     for (int i = 0; i < COUNT_OF(want); i++) {
         t[i] = st_find(&st, want[i].name);
@@ -225,19 +300,19 @@ bool replay_load(Replay *r, const char *path, Error *e) {
             return false;
         }
     }
-    Cursor counts = {.ints = t[0]->data, .nints = st_numel(t[0])},
+    Cursor batches = {.ints = t[0]->data, .nints = st_numel(t[0])},
            c = {t[2]->data, t[1]->data, t[3]->data, st_numel(t[2]), st_numel(t[1]), st_numel(t[3]), false};
-    int64_t size = take_int(&counts, 0, INT64_MAX), nlabels = take_int(&counts, 0, INT64_MAX);
+    int64_t size = take_int(&batches, 0, INT64_MAX), nlabels = take_int(&batches, 0, INT64_MAX);
     bool ok = size == r->size && nlabels == r->nlabels;
     if (!ok)
         fail_as(e, FAIL_MODEL, "%s: lessons of %" PRId64 " batches with %" PRId64 " answers; this run keeps %" PRId64 " with %d (another distill.reuse or lag?)",
                 path, size, nlabels, r->size, r->nlabels);
-    while (ok && counts.nints && !c.bad && !counts.bad) {
-        int64_t batch = take_int(&counts, 0, INT64_MAX), n = take_int(&counts, 0, INT64_MAX);
+    while (ok && batches.nints && !c.bad && !batches.bad) {
+        int64_t batch = take_int(&batches, 0, INT64_MAX), n = take_int(&batches, 0, INT64_MAX);
         replay_begin(r, batch);
         for (int64_t i = 0; i < n && !c.bad; i++) take_lesson(&c, r, batch);
     }
-    if (ok && (c.bad || counts.bad || c.nints || c.nfloats || c.ntext))
+    if (ok && (c.bad || batches.bad || c.nints || c.nfloats || c.ntext))
         ok = fail_as(e, FAIL_MODEL, "%s: the store of lessons is damaged", path);
     st_close(&st);
     return ok;

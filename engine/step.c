@@ -61,29 +61,53 @@ static Jobs make_jobs(Distiller *d, const Batch *b, int64_t step) {
 
 /* A share of the batch with a tape of its own: all of this rank's, unless run.reproducible cuts it into parts (reduce.h). */
 typedef struct Part {
+    Batch b;
     Tape tape;
     Jobs j;
+    OtherAsk *other; /* what the teacher was asked besides (distill.reuse) */
     Labelling l;
     Ask *replay[2]; /* VQA, LOC: calls of the retain term */
     int nreplay[2];
 } Part;
 
+/* Tells the teacher what nouns the whole batch is about, as the programs have them written. */
+static void tell_nouns(Distiller *d, const Part *part) {
+    int64_t most = 0, n = 0;
+    for (int k = 0; k < d->reduce.parts; k++)
+        for (int j = 0; j < part[k].j.n; j++) most += part[k].j.job[j].prog->nsteps * part[k].j.job[j].prog->ninputs;
+    Noun *mine = arena_alloc(&d->run.host, (size_t)most * sizeof *mine);
+    for (int k = 0; k < d->reduce.parts; k++)
+        for (int j = 0; j < part[k].j.n; j++) {
+            const Job *job = &part[k].j.job[j];
+            for (int i = 0; i < job->prog->nsteps; i++) {
+                const Step *st = &job->prog->steps[i];
+                Noun noun;
+                if (!st->module || strcmp(st->module, "LOC") || st->arg[1] >= 0 || /* a phrase that is known before it runs */
+                    !teacher_noun(&d->teacher, step_arg(job->prog, st, 1, NULL)->str.s, &noun))
+                    continue;
+                for (int image = 0; image < job->prog->ninputs; image++)
+                    mine[n++] = (Noun){job->image_id[image], noun.label, noun.alone};
+            }
+        }
+    size_t begin[d->run.comm->size + 1];
+    d->teacher.noun = comm_gather(d->run.comm, "nouns of the batch", mine, (size_t)n * sizeof *mine, &d->run.host, begin);
+    d->teacher.nnouns = (int64_t)(begin[d->run.comm->size] / sizeof *mine);
+}
+
 /* Everything of part k until the losses: programs in waves, labels. The students' outputs stay on the part's tape, the
  * teacher answers beside them. */
-static void run_programs(Distiller *d, int64_t step, const Batch *whole, int k, Part *p) {
+static void run_programs(Distiller *d, int k, Part *p) {
     Arena *a = &d->run.host;
-    const int number = d->reduce.first + k;
-    Batch b = batch_part(whole, distiller_images(d->cfg), number, d->reduce.total);
-    run_part(&d->run, number);
+    run_part(&d->run, d->reduce.first + k);
     if (d->learn) d->run.ctx.tape = &p->tape;
     if (d->learn) reduce_watch(&d->reduce, &p->tape);
     module_begin(d->vqa.module); /* parts share nothing: what each computes does not depend on who computes the others */
     module_begin(d->loc.module);
     module_begin(d->loc.start);
     teacher_begin(&d->teacher);
-    p->j = make_jobs(d, &b, step);
     sched_run(&d->sched[k], &d->run.ctx, p->j.job, p->j.n, a);
     distill_label(&p->l, &d->sched[k], p->j.job, p->j.gold, d->style, p->j.n, d->vqa.module, d->cfg, a);
+    p->other = d->teacher.other;
 }
 
 /* ---- one batch, whoever runs it ------------------------------------------------------------------- */
@@ -91,22 +115,30 @@ static void run_programs(Distiller *d, int64_t step, const Batch *whole, int k, 
 /* A question that a part has a target for. */
 typedef struct Claim {
     uint64_t key;
-    int32_t fixed, part, loc;
+    int32_t strength; /* 2: the answer has fixed the target; 1: it was kept; 0: asked besides, only to be learnt again */
+    int32_t part, loc;
 } Claim;
 
 static int by_claim(const void *a, const void *b) {
     const Claim *x = a, *y = b;
     if (x->key != y->key) return x->key < y->key ? -1 : 1;
-    return x->fixed != y->fixed ? y->fixed - x->fixed : x->part - y->part;
+    return x->strength != y->strength ? y->strength - x->strength : x->part - y->part;
 }
 
-static uint64_t claim_key(const Question *q) {
+static uint64_t claim_key(const Ask *ask, bool loc) {
     struct {
         uint64_t image;
         Rect rect;
         uint64_t text;
-    } key = {q->ask.image_id, q->ask.rect, hash_bytes(q->ask.query, strlen(q->ask.query), (uint64_t)q->answerer)};
+    } key = {ask->image_id, ask->rect, hash_bytes(ask->query, strlen(ask->query), loc)};
     return hash_bytes(&key, sizeof key, 1);
+}
+
+/* Whether the part has what it claims: no other had it first. */
+static bool has_won(const Claim *won, int64_t n, uint64_t key, int part) {
+    int64_t lo = 0, hi = n;
+    while (hi - lo > 1) *(won[(lo + hi) / 2].key <= key ? &lo : &hi) = (lo + hi) / 2;
+    return won[lo].part == part;
 }
 
 /* The scheduler asks equal questions of one part once. Equal ones of different parts and ranks, too, count once: the target is
@@ -114,19 +146,26 @@ static uint64_t claim_key(const Question *q) {
  * kept: distinct questions of all ranks. */
 static void settle(Distiller *d, Part *part, int64_t kept[2]) {
     Arena *a = &d->run.host;
-    const int parts = d->reduce.parts;
+    const int parts = d->reduce.parts, first = d->reduce.first;
     int64_t n = 0;
     kept[0] = part->l.kept[0];
     kept[1] = part->l.kept[1];
     if (d->reduce.total == 1) return;
-    for (int k = 0; k < parts; k++) n += part[k].l.kept[0] + part[k].l.kept[1];
+    for (int k = 0; k < parts; k++) {
+        n += part[k].l.kept[0] + part[k].l.kept[1];
+        for (const OtherAsk *o = part[k].other; o; o = o->next) n++;
+    }
     Claim *mine = ARENA_NEW(a, Claim, MAX(n, 1));
     n = 0;
-    for (int k = 0; k < parts; k++)
-        for (int64_t q = 0; q < d->sched[k].nquestions; q++)
+    for (int k = 0; k < parts; k++) {
+        const Question *question = d->sched[k].question;
+        for (int64_t q = 0; q < d->sched[k].nquestions; q++) {
+            const bool loc = question[q].answer.label->is_loc;
             if (part[k].l.target[q].kept)
-                mine[n++] = (Claim){claim_key(&d->sched[k].question[q]), part[k].l.target[q].fixed, d->reduce.first + k,
-                                    d->sched[k].question[q].answer.label->is_loc};
+                mine[n++] = (Claim){claim_key(&question[q].ask, loc), 1 + part[k].l.target[q].fixed, first + k, loc};
+        }
+        for (const OtherAsk *o = part[k].other; o; o = o->next) mine[n++] = (Claim){claim_key(&o->ask, true), 0, first + k, true};
+    }
     size_t begin[d->run.comm->size + 1];
     Claim *all = comm_gather(d->run.comm, "questions kept", mine, (size_t)n * sizeof *mine, a, begin);
     int64_t total = (int64_t)(begin[d->run.comm->size] / sizeof *all), won = 0;
@@ -135,19 +174,34 @@ static void settle(Distiller *d, Part *part, int64_t kept[2]) {
     for (int64_t i = 0; i < total; i++) {
         if (won && all[won - 1].key == all[i].key) continue;
         all[won++] = all[i];
-        kept[all[i].loc]++;
+        if (all[i].strength) kept[all[i].loc]++;
     }
-    for (int k = 0; k < parts; k++)
+    for (int k = 0; k < parts; k++) {
         for (int64_t q = 0; q < d->sched[k].nquestions; q++) {
+            const Question *of = &d->sched[k].question[q];
             Target *t = &part[k].l.target[q];
-            if (!t->kept) continue;
-            const uint64_t key = claim_key(&d->sched[k].question[q]);
-            int64_t lo = 0, hi = won;
-            while (hi - lo > 1) *(all[(lo + hi) / 2].key <= key ? &lo : &hi) = (lo + hi) / 2;
-            if (all[lo].part == d->reduce.first + k) continue;
+            if (!t->kept || has_won(all, won, claim_key(&of->ask, of->answer.label->is_loc), first + k)) continue;
             t->kept = false;
-            part[k].l.kept[d->sched[k].question[q].answer.label->is_loc]--;
+            part[k].l.kept[of->answer.label->is_loc]--;
         }
+        for (OtherAsk *o = part[k].other; o; o = o->next) o->twice = !has_won(all, won, claim_key(&o->ask, true), first + k);
+    }
+}
+
+static bool retains(const Student *s) { return s->replay.n > 0; }
+
+/* The replay set's batch of this step: the loader begins where the run does, also when it is resumed. */
+static const Batch *replay_batch(Distiller *d, Student *s, int64_t step, Error *e) {
+    LoaderConfig lc = {.seed = (uint64_t)d->cfg->run.seed,
+                       .batch = replay_images(d->cfg),
+                       .shuffle = true,
+                       .rank = d->run.comm->rank,
+                       .ranks = d->run.comm->size,
+                       .first_batch = step,
+                       .max_bad_percent = (float)d->cfg->data.max_bad_percent,
+                       .batch_bytes = (size_t)256 << 20};
+    if (!s->replay_loader && !(s->replay_loader = loader_open(&s->replay.by_image, &lc, e))) return NULL;
+    return loader_next(s->replay_loader, e);
 }
 
 /* Chooses the calls of the retain terms; n: how many there are on all ranks. */
@@ -157,8 +211,8 @@ static bool choose_replay(Distiller *d, Part *part, int64_t step, int64_t n[2], 
     double count[2] = {0};
     for (int i = 0; i < 2; i++) {
         Student *s = student[i];
-        if (!s->replay_loader) continue;
-        const Batch *b = loader_next(s->replay_loader, e);
+        if (!retains(s)) continue;
+        const Batch *b = replay_batch(d, s, step, e);
         if (!b) return false;
         for (int k = 0; k < d->reduce.parts; k++) {
             const TrainItem **item;
@@ -170,7 +224,7 @@ static bool choose_replay(Distiller *d, Part *part, int64_t step, int64_t n[2], 
             count[i] += part[k].nreplay[i];
         }
     }
-    if (d->vqa.replay_loader || d->loc.replay_loader) comm_sum(d->run.comm, "calls of the replay sets", count, 2);
+    if (retains(&d->vqa) || retains(&d->loc)) comm_sum(d->run.comm, "calls of the replay sets", count, 2);
     for (int i = 0; i < 2; i++) n[i] = (int64_t)count[i];
     return true;
 }
@@ -204,6 +258,12 @@ static double retain_loss(Distiller *d, Student *s, const Ask *ask, int n, int64
     return loss + loss_value(c, op_box_loss(c, box, to_host(c, was.boxes), bw, 1, 0, false));
 }
 
+/* Fails because of a loss that is no number; its tape is the run's. */
+static bool not_finite(Distiller *d, int64_t step, double vqa, double loc, double retain, Error *e) {
+    run_not_finite(&d->run, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, step, vqa + loc + retain, e);
+    return fail_in(e, "VQA %g, LOC %g, retain %g", vqa, loc, retain);
+}
+
 /* Puts the losses of part k on its tape. kept and replay count over all ranks: N ranks add up to one with the whole batch. */
 static bool put_losses(Distiller *d, int64_t step, int k, Part *p, const int64_t kept[2], const int64_t replay[2],
                        StepStats *out, Error *e) {
@@ -219,16 +279,14 @@ static bool put_losses(Distiller *d, int64_t step, int k, Part *p, const int64_t
     }
     if (l->kept[0]) vqa = distill_sched_loss(c, s, l, d->vqa.module, kept[0], d->cfg);
     if (l->kept[1]) loc = distill_sched_loss(c, s, l, d->loc.module, kept[1], d->cfg);
-    if (d->vqa.replay_loader) retain += retain_loss(d, &d->vqa, p->replay[0], p->nreplay[0], replay[0]);
-    if (d->loc.replay_loader) retain += retain_loss(d, &d->loc, p->replay[1], p->nreplay[1], replay[1]);
+    if (retains(&d->vqa)) retain += retain_loss(d, &d->vqa, p->replay[0], p->nreplay[0], replay[0]);
+    if (retains(&d->loc)) retain += retain_loss(d, &d->loc, p->replay[1], p->nreplay[1], replay[1]);
     out->loss_vqa += vqa;
     out->loss_loc += loc;
     out->loss_retain += retain;
     if (isfinite(vqa + loc + retain)) return true;
     d->run.tape = p->tape;
-    run_not_finite(&d->run, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, step,
-                   vqa + loc + retain, e);
-    return fail_in(e, "VQA %g, LOC %g, retain %g", vqa, loc, retain);
+    return not_finite(d, step, vqa, loc, retain, e);
 }
 
 static void count(StepStats *out, const Part *p, int waves) {
@@ -264,18 +322,6 @@ static bool update(Student *s, bool learnt, int64_t step, double *norm, Error *e
     *norm = 0;
     if (!learnt) return true; /* nobody called it: no gradient, no decay */
     return optim_step(&s->module->params, &s->optim, step, norm, e);
-}
-
-/* Backward and one update of each module that has a loss. */
-static bool learn(Distiller *d, int64_t step, bool vqa, bool loc, StepStats *out, Error *e) {
-    if (*e->text) return false;
-    double loss = out->loss_vqa + out->loss_loc + out->loss_retain;
-    if (!isfinite(loss)) {
-        run_not_finite(&d->run, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, step, loss, e);
-        return fail_in(e, "VQA %g, LOC %g, retain %g", out->loss_vqa, out->loss_loc, out->loss_retain);
-    }
-    tape_backward(&d->run.ctx);
-    return update(&d->vqa, vqa, step, &out->norm_vqa, e) && update(&d->loc, loc, step, &out->norm_loc, e);
 }
 
 /* ---- the trace ------------------------------------------------------------------------------------ */
@@ -328,16 +374,50 @@ static bool write_trace(Distiller *d, int64_t step, const Sched *s, const Part *
     return true;
 }
 
-/* What is to be learnt again (distill.reuse; then there is one part). */
-static void keep_lessons(Distiller *d, const Batch *b, const Part *part) {
-    replay_begin(&d->replay, b->index);
-    for (int64_t q = 0; q < d->sched->nquestions; q++)
-        if (part->l.target[q].kept) replay_keep(&d->replay, b->index, &d->sched->question[q].ask, &part->l.target[q].lesson);
-    for (const OtherAsk *o = d->teacher.other; o; o = o->next) {
-        Lesson lesson = distill_loc_lesson(o->label, o->ask.rect, &d->run.host);
-        replay_keep(&d->replay, b->index, &o->ask, &lesson);
-    }
+/* ---- what is to be learnt again (distill.reuse) ---------------------------------------------------- */
+
+typedef struct ToKeep {
+    int place;
+    Ask ask;
+    Lesson lesson;
+} ToKeep;
+
+static int by_place(const void *a, const void *b) { return ((const ToKeep *)a)->place - ((const ToKeep *)b)->place; }
+
+/* Where the image is in the batch of all ranks; the first time, when it is there more than once. */
+static int place_of(const Batch *b, uint64_t image_id) {
+    for (int i = 0; i < b->n; i++)
+        for (int k = 0; k < 2 && b->image_of[i][k] >= 0; k++)
+            if (b->image_id[b->image_of[i][k]] == image_id) return b->place[i];
+    CHECK(false, "image %" PRIu64 " is not in its part of the batch", image_id);
+    return -1;
 }
+
+/* In the order of places, which is the same for any number of parts and ranks. */
+static void keep_lessons(Distiller *d, const Batch *b, const Part *part) {
+    Arena *a = &d->run.host;
+    int64_t most = 0, n = 0;
+    for (int k = 0; k < d->reduce.parts; k++) {
+        most += d->sched[k].nquestions;
+        for (const OtherAsk *o = part[k].other; o; o = o->next) most++;
+    }
+    ToKeep *list = arena_alloc(a, (size_t)most * sizeof *list);
+    for (int k = 0; k < d->reduce.parts; k++) {
+        for (int64_t q = 0; q < d->sched[k].nquestions; q++) {
+            const Ask *ask = &d->sched[k].question[q].ask;
+            if (part[k].l.target[q].kept)
+                list[n++] = (ToKeep){place_of(&part[k].b, ask->image_id), *ask, part[k].l.target[q].lesson};
+        }
+        for (const OtherAsk *o = part[k].other; o; o = o->next)
+            if (!o->twice)
+                list[n++] = (ToKeep){place_of(&part[k].b, o->ask.image_id), o->ask, distill_loc_lesson(o->label, o->ask.rect, a)};
+    }
+    arena_sort(a, list, n, sizeof *list, by_place);
+    replay_begin(&d->replay, b->index);
+    for (int64_t i = 0; i < n; i++) replay_keep(&d->replay, b->index, list[i].place, &list[i].ask, &list[i].lesson);
+}
+
+/* ---- one batch's step ------------------------------------------------------------------------------ */
 
 bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error *e) {
     Ctx *c = &d->run.ctx;
@@ -349,7 +429,12 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
     /* Every program of the batch, and which labels hold, given the program and the task's answer. */
     Part *part = ARENA_NEW(&d->run.host, Part, r->parts);
     for (int k = 0; k < r->parts; k++) {
-        run_programs(d, step, b, k, &part[k]);
+        part[k].b = batch_part(b, distiller_images(d->cfg), r->first + k, r->total);
+        part[k].j = make_jobs(d, &part[k].b, step);
+    }
+    if (d->teacher.others) tell_nouns(d, part);
+    for (int k = 0; k < r->parts; k++) {
+        run_programs(d, k, &part[k]);
         if (d->trace && !write_trace(d, step, &d->sched[k], &part[k], e)) return false;
     }
     int64_t kept[2], replay[2];
@@ -365,7 +450,7 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
     if (d->cfg->distill.reuse) keep_lessons(d, b, part);
 
     /* Backward; the gradients of all ranks are added up meanwhile. A module that nobody called gets no update. */
-    const bool learnt[] = {kept[0] || d->vqa.replay_loader, kept[1] || d->loc.replay_loader};
+    const bool learnt[] = {kept[0] || retains(&d->vqa), kept[1] || retains(&d->loc)};
     reduce_begin(r);
     for (int k = 0; k < r->parts; k++) {
         c->tape = &part[k].tape;
@@ -380,41 +465,80 @@ bool step_run(Distiller *d, int64_t step, const Batch *b, StepStats *out, Error 
 
 /* ---- once more ------------------------------------------------------------------------------------ */
 
-/* The loss of one module on kept lessons whose image is there; *n: how many. */
-static double again_loss(Distiller *d, const KeptBatch *k, const Batch *b, const Module *m, int64_t *n) {
-    Ctx *c = &d->run.ctx;
-    bool loc = !strcmp(m->type->step, "LOC");
-    Ask *ask = arena_alloc(&d->run.host, (size_t)(k->n + 1) * sizeof *ask);
-    const Lesson **lesson = arena_alloc(&d->run.host, (size_t)(k->n + 1) * sizeof *lesson);
-    *n = 0;
+/* A part's lessons of one module. */
+typedef struct Revision {
+    Ask *ask;
+    const Lesson **lesson;
+    int64_t n;
+} Revision;
+
+/* Those whose image is in places lo .. hi of the batch and could be read. */
+static Revision revise(Distiller *d, const KeptBatch *k, const Batch *b, int64_t lo, int64_t hi, bool loc) {
+    Revision r = {arena_alloc(&d->run.host, (size_t)(k->n + 1) * sizeof *r.ask),
+                  arena_alloc(&d->run.host, (size_t)(k->n + 1) * sizeof *r.lesson), 0};
     for (int64_t i = 0; i < k->n; i++) {
         const KeptLesson *l = &k->lesson[i];
         int at = 0;
         while (at < b->nimages && b->image_id[at] != l->image_id) at++;
-        if (l->lesson.is_loc != loc || at == b->nimages) continue;
-        ask[*n] = (Ask){b->image[at], l->image_id, l->lesson.rect, l->query};
-        lesson[(*n)++] = &l->lesson;
+        if (l->place < lo || l->place >= hi || l->lesson.is_loc != loc || at == b->nimages) continue;
+        r.ask[r.n] = (Ask){b->image[at], l->image_id, l->lesson.rect, l->query};
+        r.lesson[r.n++] = &l->lesson;
     }
+    return r;
+}
+
+static double again_loss(Distiller *d, const Revision *r, Module *m, int64_t total) {
+    Ctx *c = &d->run.ctx;
+    const bool loc = !strcmp(m->type->step, "LOC");
     double loss = 0;
-    for (int64_t at = 0; at < *n; at += d->cfg->distill.batch) {
+    for (int64_t at = 0; at < r->n; at += d->cfg->distill.batch) {
         Outputs out;
-        module_forward((Module *)m, c, ask + at, MIN(*n - at, d->cfg->distill.batch), &out);
-        loss += loc ? distill_loc_loss(c, &out, lesson + at, *n, d->cfg) : distill_vqa_loss(c, &out, lesson + at, m, *n, d->cfg);
+        module_forward(m, c, r->ask + at, MIN(r->n - at, d->cfg->distill.batch), &out);
+        loss += loc ? distill_loc_loss(c, &out, r->lesson + at, total, d->cfg)
+                    : distill_vqa_loss(c, &out, r->lesson + at, m, total, d->cfg);
     }
     return loss;
 }
 
 bool step_again(Distiller *d, int64_t step, int turn, const Batch *b, StepStats *out, Error *e) {
+    Reduce *r = &d->reduce;
+    Student *const student[] = {&d->vqa, &d->loc};
     *out = (StepStats){0};
     const KeptBatch *k = replay_find(&d->replay, b->index);
     if (!k) return true;
     run_begin(&d->run, step + ((int64_t)(turn + 1) << 40), true); /* dropout's numbers are this turn's own */
-    module_begin(d->vqa.module);
-    module_begin(d->loc.module);
-    int64_t nvqa, nloc;
-    out->loss_vqa = again_loss(d, k, b, d->vqa.module, &nvqa);
-    out->loss_loc = again_loss(d, k, b, d->loc.module, &nloc);
-    return learn(d, step, nvqa > 0, nloc > 0, out, e);
+    Revision (*part)[2] = arena_alloc(&d->run.host, (size_t)r->parts * sizeof *part);
+    const int64_t images = distiller_images(d->cfg);
+    double total[2] = {0}; /* of all ranks: one may have nothing to give */
+    for (int p = 0; p < r->parts; p++)
+        for (int i = 0; i < 2; i++) {
+            const int64_t number = r->first + p;
+            part[p][i] = revise(d, k, b, images * number / r->total, images * (number + 1) / r->total, i);
+            total[i] += (double)part[p][i].n;
+        }
+    comm_sum(d->run.comm, "lessons to be learnt again", total, 2);
+    const bool learnt[] = {total[0] > 0, total[1] > 0};
+    reduce_begin(r);
+    for (int p = 0; p < r->parts; p++) {
+        size_t mark_step = arena_mark(&d->run.step), mark_host = arena_mark(&d->run.host);
+        double loss[2] = {0};
+        run_part(&d->run, r->first + p);
+        reduce_part(r, p);
+        reduce_watch(r, &d->run.tape);
+        for (int i = 0; i < 2; i++) {
+            module_begin(student[i]->module);
+            loss[i] = again_loss(d, &part[p][i], student[i]->module, (int64_t)total[i]);
+        }
+        out->loss_vqa += loss[0];
+        out->loss_loc += loss[1];
+        if (!isfinite(loss[0] + loss[1])) return not_finite(d, step, loss[0], loss[1], 0, e);
+        if (p == r->parts - 1) reduce_last(r, learnt);
+        tape_backward(&d->run.ctx);
+        arena_reset(&d->run.step, mark_step);
+        arena_reset(&d->run.host, mark_host);
+    }
+    reduce_end(r);
+    return update(&d->vqa, learnt[0], step, &out->norm_vqa, e) && update(&d->loc, learnt[1], step, &out->norm_loc, e);
 }
 
 /* ---- opening -------------------------------------------------------------------------------------- */
@@ -434,15 +558,7 @@ static bool student_open(Distiller *d, Student *s, const char *step, const char 
         return false;
     if (!retain) return true;
     DatasetConfig dc = {.type = "steps", .dir = cfg->distill.replay_dir, .split = "train", .max_bad = 100};
-    LoaderConfig lc = {.seed = (uint64_t)cfg->run.seed,
-                       .batch = replay_images(cfg),
-                       .shuffle = true,
-                       .rank = comm_world()->rank,
-                       .ranks = comm_world()->size,
-                       .max_bad_percent = (float)cfg->data.max_bad_percent,
-                       .batch_bytes = (size_t)256 << 20};
-    return trainset_open(&s->replay, &dc, s->module, e) &&
-           (s->replay_loader = loader_open(&s->replay.by_image, &lc, e));
+    return trainset_open(&s->replay, &dc, s->module, e);
 }
 
 static void student_close(Student *s) {
@@ -491,10 +607,6 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
     if (!programs_parse(&d->data, nlvr ? &dialect_nlvr : &dialect_gqa, &d->program, &d->programs, &bad))
         return fail_as(e, FAIL_DATA, "%s: none of its %" PRId64 " questions has a program that parses",
                        cfg->data.dir, d->data.nsamples);
-    if (cfg->distill.reuse && (d->run.comm->size > 1 || cfg->run.reproducible))
-        return fail_as(e, FAIL_CONFIG,
-                       "distill.reuse is %d: lessons are kept by one rank and in no fixed parts; several ranks and "
-                       "run.reproducible ask for distill.reuse=0", cfg->distill.reuse);
     image_groups_open(&d->by_image, &d->data);
     d->per_image = MIN(cfg->distill.per_image, cfg->distill.programs);
     d->teacher.others = cfg->distill.reuse ? cfg->distill.loc_others : 0;
@@ -507,7 +619,10 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
     reduce_open(&d->reduce, d->run.comm, cfg, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2);
     d->sched = xcalloc((size_t)d->reduce.parts, sizeof *d->sched);
     for (int k = 0; k < d->reduce.parts; k++) sched_open(&d->sched[k], d->answerer, 2);
-    replay_open(&d->replay, cfg->distill.reuse, cfg->distill.lag, d->vqa.module->nlabels, cfg->distill.programs);
+    const Reduce *r = &d->reduce;
+    replay_open(&d->replay, cfg->distill.reuse, cfg->distill.lag, d->vqa.module->nlabels, cfg->distill.programs,
+                (int)((int64_t)distiller_images(cfg) * r->first / r->total),
+                (int)((int64_t)distiller_images(cfg) * (r->first + r->parts) / r->total));
     return true;
 }
 

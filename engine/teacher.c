@@ -341,34 +341,48 @@ static void verify(Teacher *t, Ctx *c, const Ask *ask, int64_t n, const Proposal
                 first[at] < 0 ? noun[at] : belief(t, &phrase[i], noun[at], reply + first[at] * V);
 }
 
-/* The nouns of the asks, each once, as far as the teacher knows them. */
-static int nouns_of(const Teacher *t, const Ask *ask, int64_t n, const char **noun, int most) {
-    int count = 0;
-    for (int64_t i = 0; i < n && count < most; i++) {
-        const char *space = strrchr(ask[i].query, ' '), *word = space ? space + 1 : ask[i].query;
-        bool known = find_label(t->vqa, word) < 0;
-        for (int k = 0; k < count && !known; k++) known = !strcmp(noun[k], word);
-        if (!known) noun[count++] = word;
-    }
-    return count;
+bool teacher_noun(const Teacher *t, const char *phrase, Noun *out) {
+    const char *space = strrchr(phrase, ' ');
+    out->alone = !space;
+    out->label = find_label(t->vqa, space ? space + 1 : phrase);
+    return out->label >= 0;
 }
 
-/* Extends the asks, n of them, by nouns that others of the batch were about: each rectangle gets up to t->others that it was not
- * asked for. They tell the student what a thing is not, and cost one look more where they fit. Returns the new number. */
+/* Whether the image is known to be looked at for this noun alone. */
+static bool looked_for(const Teacher *t, uint64_t image_id, int32_t label) {
+    for (int64_t i = 0; i < t->nnouns; i++)
+        if (t->noun[i].image_id == image_id && t->noun[i].label == label && t->noun[i].alone) return true;
+    return false;
+}
+
+static bool has_others(const Teacher *t, const Ask *ask) {
+    for (const OtherAsk *o = t->other; o; o = o->next)
+        if (o->ask.image_id == ask->image_id && !memcmp(&o->ask.rect, &ask->rect, sizeof ask->rect)) return true;
+    return false;
+}
+
+/* Extends the asks, n of them, by nouns that others of the batch are about: each rectangle gets up to t->others, once in an update.
+ * They tell the student what a thing is not, and cost one look more where they fit. Which they are depends on the batch and the
+ * rectangle alone, not on what else is asked in this call: so it is the same for any number of ranks. Returns the new number. */
 static int64_t other_asks(const Teacher *t, Ask *ask, int64_t n, const Proposals *list, int64_t nlist, int32_t *of) {
     enum { MAX_NOUNS = 64 };
-    const char *noun[MAX_NOUNS];
-    int nnouns = t->others ? nouns_of(t, ask, n, noun, MAX_NOUNS) : 0;
+    int32_t noun[MAX_NOUNS];
+    int nnouns = 0;
     int64_t end = n;
+    for (int64_t i = 0; i < t->nnouns && nnouns < MAX_NOUNS && t->others; i++) {
+        int k = 0;
+        while (k < nnouns && noun[k] != t->noun[i].label) k++;
+        if (k == nnouns) noun[nnouns++] = t->noun[i].label;
+    }
     for (int64_t k = 0; k < nlist && nnouns; k++) {
         Ask first = ask[list[k].ask];
         TowerKey key = ask_image_key(&first);
         int from = (int)(hash_bytes(&key, sizeof key, 1) % (uint64_t)nnouns), taken = 0;
+        if (has_others(t, &first)) continue;
         for (int j = 0; j < nnouns && taken < t->others; j++) {
-            first.query = noun[(from + j) % nnouns];
-            bool asked = false;
-            for (int64_t i = 0; i < n && !asked; i++) asked = of[i] == k && !strcmp(ask[i].query, first.query);
-            if (asked) continue;
+            const int32_t label = noun[(from + j) % nnouns];
+            if (looked_for(t, first.image_id, label)) continue;
+            first.query = t->vqa->label[label];
             of[end] = (int32_t)k;
             ask[end++] = first;
             taken++;
@@ -404,8 +418,7 @@ static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *asked, int64_t n, An
             continue;
         }
         OtherAsk *o = ARENA_NEW(a, OtherAsk, 1);
-        *o = (OtherAsk){ask[i], l, t->other};
-        o->ask.query = arena_strdup(a, ask[i].query, strlen(ask[i].query));
+        *o = (OtherAsk){.ask = ask[i], .label = l, .next = t->other};
         t->other = o;
     }
 }

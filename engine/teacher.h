@@ -29,10 +29,18 @@ typedef struct Label {
     Candidate *candidate;    /* LOC: the leaders, best `yes` first, then the followers */
 } Label;
 
-/* A phrase that no program asked of this rectangle, verified all the same on the proposals that are there anyway. */
+/* What a program of the batch will look for on an image: the phrase's noun as an answer of the teacher, and whether the phrase
+ * has no other word. */
+typedef struct Noun {
+    uint64_t image_id;
+    int32_t label, alone;
+} Noun;
+
+/* A noun that no program asks of this image, verified all the same on the proposals that are there anyway. */
 typedef struct OtherAsk {
     Ask ask;
     Label *label;
+    bool twice; /* another rank or part teaches it, too, and counts (step.c) */
     struct OtherAsk *next;
 } OtherAsk;
 
@@ -45,7 +53,9 @@ typedef struct Teacher {
     float floor;          /* student score below which a box is no candidate */
     float grow;           /* candidates are enlarged by this before they are shown */
     bool attributes;      /* verify word by word as well */
-    int others;           /* LOC: further nouns put to each rectangle's proposals */
+    int others;           /* LOC: further nouns put to each rectangle's proposals ... */
+    const Noun *noun;     /* ... of these, the whole batch's in its order, whoever runs the programs; borrowed */
+    int64_t nnouns;
     OtherAsk *other;      /* of the update, newest first */
     int64_t asked;        /* questions put to it so far, equal ones of a call once */
     TowerCache seen;
@@ -58,6 +68,8 @@ void teacher_close(Teacher *t);
 
 /* A new update: what belonged to the last one is forgotten. */
 void teacher_begin(Teacher *t);
+/* The noun of a phrase, its last word; false when the teacher has no such answer. */
+bool teacher_noun(const Teacher *t, const char *phrase, Noun *out); /* all but the image */
 /* Asks the teacher n questions (tape off, in batches, giving the step arena back): writes its probabilities (n, V_teacher)
  * to p, host memory. */
 void teacher_ask(Teacher *t, Ctx *c, const Ask *ask, int64_t n, float *p);

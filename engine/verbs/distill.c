@@ -71,6 +71,7 @@ static bool log_sums(Sums *a, Metrics *m, int64_t done, int64_t total, Error *e)
 #define REPLAY_FILE "lessons.safetensors"
 
 static bool save_lessons(const void *replay, const char *path, Error *e) { return replay_save(replay, path, e); }
+static void send_lessons(const void *replay) { replay_send(replay); }
 
 /* One loader per turn, which brings the images of the batch `lag` steps further back. */
 static bool open_again(const Distiller *d, LoaderConfig lc, int64_t start, Loader **again, Error *e) {
@@ -106,7 +107,7 @@ static bool train(Distiller *d, const Config *cfg, const CkptPart part[2], int64
                        .batch_bytes = (size_t)256 << 20};
     char path[600];
     if (!path_join(path, sizeof path, cfg->run.out, "metrics.jsonl", e)) return false;
-    const CkptFile lessons = {REPLAY_FILE, &d->replay, save_lessons};
+    const CkptFile lessons = {REPLAY_FILE, &d->replay, save_lessons, send_lessons};
     Loader *l = loader_open(&d->by_image.group, &lc, e), **again = xcalloc((size_t)cfg->distill.reuse + 1, sizeof *again);
     bool opened = l && open_again(d, lc, start, again, e);
     const bool writes = !comm_world()->rank;

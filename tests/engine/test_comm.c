@@ -108,6 +108,14 @@ static void all_collectives(Comm *c) {
         MUST(begin[r + 1] - begin[r] == (size_t)r, "gather: %zu of rank %d", begin[r + 1] - begin[r], r);
         for (size_t i = begin[r]; i < begin[r + 1]; i++) MUST(all[i] == 'a' + r, "gather: %c", all[i]);
     }
+    memset(begin, 0, sizeof begin);
+    all = comm_collect(c, "letters", mine, (size_t)(R - c->rank), begin);
+    MUST(!all == (c->rank > 0), "collect: rank %d has %p", c->rank, (void *)all);
+    for (int r = 0; all && r < R; r++) {
+        MUST(begin[r + 1] - begin[r] == (size_t)(R - r), "collect: %zu of rank %d", begin[r + 1] - begin[r], r);
+        for (size_t i = begin[r]; i < begin[r + 1]; i++) MUST(all[i] == 'a' + r, "collect: %c", all[i]);
+    }
+    free(all);
     MUST(comm_same(c, "hash", 7, &e), "%s", e.text);
     if (R > 1) MUST(!comm_same(c, "hash", c->rank == 1, &e) && strstr(e.text, "rank 1"), "%s", e.text);
 
@@ -304,15 +312,15 @@ static const char *distill_line(const char *out, int steps, const char *more) {
     return line;
 }
 
-/* The largest difference of the gradients in two checkpoints, over the norm of the first's. */
-static double gradient_difference(const char *a, const char *b, const char *file) {
+/* The norm of the difference of two checkpoints' first moments, over that of the first's. */
+static double moments_difference(const char *a, const char *b, int step, const char *file) {
     char path[600];
     SafeTensors x, y;
     Error e = {0};
     double squares = 0, diff = 0;
-    snprintf(path, sizeof path, "%s/checkpoint-000001/%s.moments.safetensors", a, file);
+    snprintf(path, sizeof path, "%s/checkpoint-%06d/%s.moments.safetensors", a, step, file);
     CHECK(st_open(&x, path, &e), "%s", e.text);
-    snprintf(path, sizeof path, "%s/checkpoint-000001/%s.moments.safetensors", b, file);
+    snprintf(path, sizeof path, "%s/checkpoint-%06d/%s.moments.safetensors", b, step, file);
     CHECK(st_open(&y, path, &e), "%s", e.text);
     for (int i = 0; i < x.ntensors; i++) {
         const StTensor *t = &x.tensors[i], *u = st_find(&y, t->name);
@@ -350,7 +358,7 @@ TEST(comm_gradient_of_train) {
                  "model.vqa=%s/configs/models/demo-vqa model.loc=%s/configs/models/demo-loc", modules[m], repository(), repository());
         for (int i = 0; i < 3; i++) run_ranks(1 << i, train_line(out[i], 1, more));
         for (int i = 1; i < 3; i++)
-            EXPECT_NEAR(gradient_difference(out[0], out[i], modules[m]), 0, BOUND, "%s, %d ranks", modules[m], 1 << i);
+            EXPECT_NEAR(moments_difference(out[0], out[i], 1, modules[m]), 0, BOUND, "%s, %d ranks", modules[m], 1 << i);
     }
 }
 
@@ -361,8 +369,43 @@ TEST(comm_gradient_of_distill) {
     outs(out, "distil");
     for (int i = 0; i < 3; i++) run_ranks(1 << i, distill_line(out[i], 1, "train.clip=0"));
     for (int i = 1; i < 3; i++) {
-        EXPECT_NEAR(gradient_difference(out[0], out[i], "vqa"), 0, BOUND, "VQA, %d ranks", 1 << i);
-        EXPECT_NEAR(gradient_difference(out[0], out[i], "loc"), 0, BOUND, "LOC, %d ranks", 1 << i);
+        EXPECT_NEAR(moments_difference(out[0], out[i], 1, "vqa"), 0, BOUND, "VQA, %d ranks", 1 << i);
+        EXPECT_NEAR(moments_difference(out[0], out[i], 1, "loc"), 0, BOUND, "LOC, %d ranks", 1 << i);
+    }
+}
+
+/* What two checkpoints keep to be learnt again: the same questions in the same order. The numbers come out of other batches. */
+static void check_same_lessons(const char *a, const char *b, int step) {
+    static const char *const exact[] = {"batches", "text"};
+    char path[2][600];
+    SafeTensors x, y;
+    Error e = {0};
+    snprintf(path[0], sizeof path[0], "%s/checkpoint-%06d/lessons.safetensors", a, step);
+    snprintf(path[1], sizeof path[1], "%s/checkpoint-%06d/lessons.safetensors", b, step);
+    CHECK(st_open(&x, path[0], &e) && st_open(&y, path[1], &e), "%s", e.text);
+    for (int i = 0; i < COUNT_OF(exact); i++) {
+        const StTensor *t = st_find(&x, exact[i]), *u = st_find(&y, exact[i]);
+        EXPECT(t && u && t->bytes && t->bytes == u->bytes && !memcmp(t->data, u->data, t->bytes), "%s: other %s", path[1], exact[i]);
+    }
+    st_close(&x);
+    st_close(&y);
+}
+
+/* Two steps of which the second learns the first's lessons again. At learning rate 0 the weights stay, so that the moments are a
+ * weighted sum of three gradients. Two images a step: of four ranks two have nothing to learn, nothing to repeat. */
+TEST(comm_gradient_of_lessons) {
+    char out[3][300];
+    if (!vpdistill()) return;
+    for (int programs = 8; programs <= 32; programs *= 4) {
+        char more[200];
+        snprintf(more, sizeof more, "train.clip=0 distill.reuse=1 distill.lag=1 distill.lr_vqa=0 distill.lr_loc=0 distill.programs=%d", programs);
+        outs(out, "lessons");
+        for (int i = 0; i < 3; i++) run_ranks(1 << i, distill_line(out[i], 2, more));
+        for (int i = 1; i < 3; i++) {
+            EXPECT_NEAR(moments_difference(out[0], out[i], 2, "vqa"), 0, BOUND, "VQA, %d programs, %d ranks", programs, 1 << i);
+            EXPECT_NEAR(moments_difference(out[0], out[i], 2, "loc"), 0, BOUND, "LOC, %d programs, %d ranks", programs, 1 << i);
+            check_same_lessons(out[0], out[i], 2);
+        }
     }
 }
 
@@ -390,25 +433,33 @@ TEST(comm_reproducible_train) {
 TEST(comm_reproducible_distill) {
     if (!vpdistill()) return;
     check_reproducible("distill", 2, distill_line, "run.reproducible=true");
+    check_reproducible("distill", 4, distill_line, "run.reproducible=true distill.reuse=2 distill.lag=1 distill.programs=8");
 }
 
-/* 8 steps by two ranks, the next by one, the last by four: the same as by one, to the bit. */
-TEST(comm_resume_with_other_ranks) {
-    char out[300], whole[300], why[1300];
-    if (!vpdistill()) return;
-    const char *more = "run.reproducible=true run.shard_optimizer=true train.schedule=constant";
+/* A third of the steps by two ranks, the next by one, the last by four: the same as by one, to the bit. */
+static void check_resume(int steps, const char *(*line)(const char *, int, const char *), const char *more) {
+    static const int ranks[] = {2, 1, 4};
+    char out[300], whole[300], why[1300], a[400], b[400];
     snprintf(out, sizeof out, "%s/resume", test_dir());
     snprintf(whole, sizeof whole, "%s/resume-whole", test_dir());
     remove_folder(out);
-    run_ranks(1, train_line(out, 12, more));
+    remove_folder(whole);
+    run_ranks(1, line(out, steps, more));
     EXPECT(!rename(out, whole), "rename");
-    run_ranks(2, train_line(out, 4, more));
-    run_ranks(1, train_line(out, 8, more));
-    run_ranks(4, train_line(out, 12, more));
-    char a[400], b[400];
-    snprintf(a, sizeof a, "%s/checkpoint-000012", whole);
-    snprintf(b, sizeof b, "%s/checkpoint-000012", out);
+    for (int i = 0; i < 3; i++) run_ranks(ranks[i], line(out, steps / 3 * (i + 1), more));
+    snprintf(a, sizeof a, "%s/checkpoint-%06d", whole, steps);
+    snprintf(b, sizeof b, "%s/checkpoint-%06d", out, steps);
     EXPECT(same_folders(a, b, why, sizeof why), "%s", why);
+}
+
+TEST(comm_resume_with_other_ranks) {
+    if (vpdistill()) check_resume(12, train_line, "run.reproducible=true run.shard_optimizer=true train.schedule=constant");
+}
+
+/* Each step but the first learns again what steps of another number of ranks were taught. */
+TEST(comm_resume_lessons) {
+    if (vpdistill())
+        check_resume(6, distill_line, "run.reproducible=true train.schedule=constant train.warmup=0 distill.reuse=2 distill.lag=2 distill.programs=8");
 }
 
 /* A rank is killed or stopped somewhere: the others are gone within the limit, with status 7, and one says why. */

@@ -26,7 +26,7 @@ static void put_batch(Replay *r, int64_t b, int n) {
         Ask ask;
         Lesson l;
         make_lesson(b, k, &ask, &l);
-        replay_keep(r, b, &ask, &l);
+        replay_keep(r, b, k, &ask, &l);
     }
 }
 
@@ -54,7 +54,7 @@ static void check_batch(const Replay *r, int64_t b, int n) {
 
 TEST(replay_ring) {
     Replay r;
-    replay_open(&r, 2, 3, LABELS, 64);
+    replay_open(&r, 2, 3, LABELS, 64, 0, 999);
     EXPECT(!replay_find(&r, 0) && !replay_find(&r, -1), "an empty store has nothing");
     for (int64_t b = 0; b < 12; b++) {
         put_batch(&r, b, 40 + (int)b); /* beyond two doublings */
@@ -64,7 +64,7 @@ TEST(replay_ring) {
         }
     }
     replay_close(&r);
-    replay_open(&r, 0, 3, LABELS, 64); /* reuse 0 keeps nothing */
+    replay_open(&r, 0, 3, LABELS, 64, 0, 999); /* reuse 0 keeps nothing */
     put_batch(&r, 1, 3);
     EXPECT(!replay_find(&r, 1), "kept without reuse");
     replay_close(&r);
@@ -75,8 +75,8 @@ TEST(replay_file) {
     for (int i = 0; i < 2; i++) snprintf(path[i], sizeof path[i], "%s/lessons%d.safetensors", test_dir(), i);
     Error e = {0};
     Replay r, back;
-    replay_open(&r, 1, 4, LABELS, 64);
-    replay_open(&back, 1, 4, LABELS, 64);
+    replay_open(&r, 1, 4, LABELS, 64, 0, 999);
+    replay_open(&back, 1, 4, LABELS, 64, 0, 999);
     EXPECT(replay_save(&r, path[0], &e) && replay_load(&back, path[0], &e), "an empty store: %s", e.text);
     for (int64_t b = 3; b < 10; b++) put_batch(&r, b, b == 7 ? 0 : 9);
     EXPECT(replay_save(&r, path[0], &e) && replay_load(&back, path[0], &e), "%s", e.text);
@@ -98,7 +98,7 @@ TEST(replay_file) {
             FILE *f = fopen(bad, "wb");
             CHECK(f && fwrite(copy, 1, a.size, f) == a.size && !fclose(f), "cannot write");
             Replay other;
-            replay_open(&other, 1, 4, LABELS, 64);
+            replay_open(&other, 1, 4, LABELS, 64, 0, 999);
             e = (Error){0};
             if (!replay_load(&other, bad, &e)) refused += strstr(e.text, "bad.safetensors") != NULL;
             replay_close(&other);
@@ -110,7 +110,7 @@ TEST(replay_file) {
     st_close(&b);
     replay_close(&back);
 
-    replay_open(&back, 2, 4, LABELS, 64);
+    replay_open(&back, 2, 4, LABELS, 64, 0, 999);
     EXPECT(!replay_load(&back, path[0], &e) && strstr(e.text, "another distill.reuse or lag"), "%s", e.text);
     replay_close(&back);
     replay_close(&r);

@@ -123,8 +123,8 @@ TEST(resume_distill) {
     snprintf(line, sizeof line,
              "distill data.dir=%s model.vqa=%s/configs/models/demo-vqa model.loc=%s/configs/models/demo-loc "
              "model.teacher=%s/configs/models/demo-teacher model.loc_threshold=0.4 distill.steps=8 distill.programs=3 distill.lr_vqa=0.001 "
-             "distill.lr_loc=0.001 distill.reuse=2 distill.lag=2 train.save_every=2 eval.limit=4 run.out=out trace.path=out/trace/lines.jsonl run.threads=2",
-             tiny_scenes(), repository(), repository(), repository());
+             "distill.lr_loc=0.001 distill.reuse=2 distill.lag=2 distill.replay_dir=%s train.save_every=2 eval.limit=4 run.out=out trace.path=out/trace/lines.jsonl run.threads=2",
+             tiny_scenes(), repository(), repository(), repository(), tiny_scenes());
     check_resume("distillation", line, parts, COUNT_OF(parts), 4, 5);
 }
 
