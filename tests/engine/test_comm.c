@@ -335,9 +335,11 @@ static double moments_difference(const char *a, const char *b, int step, const c
     return sqrt(diff / squares);
 }
 
-/* A weight's gradient sums over rows in f32: here over some 32 asks x 64 patches, so that one rank's own is no better than
- * eps sqrt(2048) = 2.7e-6. Cut into parts on one rank it moves by as much. */
-#define BOUND (0x1p-24 * sqrt(2048))
+/* N ranks' gradient is that of one with the whole batch to 1e-6 of its norm. What is left is f32: other batch sizes round the
+ * forward pass otherwise, sums over rows are cut in other places. It is no bound for single parameters, some of which are all
+ * cancellation: keys' biases (0 in real numbers), the text tower's queries and keys (another by 8e-6 of their own norm, which
+ * is 5e-4 of the whole at most). Equal to the bit it is with run.reproducible. */
+#define BOUND 1e-6
 
 static void outs(char out[3][300], const char *name) {
     for (int i = 0; i < 3; i++) {
@@ -392,11 +394,11 @@ static void check_same_lessons(const char *a, const char *b, int step) {
 }
 
 /* Two steps of which the second learns the first's lessons again. At learning rate 0 the weights stay, so that the moments are a
- * weighted sum of three gradients. Two images a step: of four ranks two have nothing to learn, nothing to repeat. */
+ * weighted sum of three gradients. First one image a step: all ranks but one have nothing to learn and nothing to repeat. */
 TEST(comm_gradient_of_lessons) {
     char out[3][300];
     if (!vpdistill()) return;
-    for (int programs = 8; programs <= 32; programs *= 4) {
+    for (int programs = 4; programs <= 32; programs *= 8) {
         char more[200];
         snprintf(more, sizeof more, "train.clip=0 distill.reuse=1 distill.lag=1 distill.lr_vqa=0 distill.lr_loc=0 distill.programs=%d", programs);
         outs(out, "lessons");
