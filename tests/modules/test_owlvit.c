@@ -8,89 +8,55 @@
 
 #define FOLDER "tests/golden/tiny-owlvit"
 
-static float setting(GoldenModel *g, const char *name) {
-    const char *v = st_metadata(&g->st, name);
-    CHECK(v, "%s in the metadata", name);
-    return strtof(v, NULL);
-}
-
-static double loss_of(GoldenModel *g, const Outputs *out) {
-    LocLossConfig cfg = {.w_class = setting(g, "w_class"), .w_l1 = setting(g, "w_l1"), .w_giou = setting(g, "w_giou"),
-                         .alpha = setting(g, "alpha"), .gamma = setting(g, "gamma"), .corners = true};
-    LocTarget target[GOLDEN_MAX_ASKS];
-    const float *count = golden_f32(g, "target.count"), *score = golden_f32(g, "target.score");
-    const float (*box)[4] = (const float(*)[4])golden_f32(g, "target.box");
-    for (int64_t i = 0; i < g->n; i++) {
-        target[i] = (LocTarget){.nboxes = (int)count[i], .box = box, .score = score, .negative_weight = setting(g, "negative_weight"),
-                                .weight = 1 / (float)g->n};
-        box += target[i].nboxes;
-        score += target[i].nboxes;
-    }
-    double parts[3], sum = loc_loss(&g->c, out, target, &cfg, parts);
-    EXPECT_NEAR(parts[0] + parts[1] + parts[2], sum, 1e-5, "the parts' sum");
-    return sum;
-}
-
-static double loss(GoldenModel *g) {
-    Outputs out;
-    module_forward(g->m, &g->c, g->ask, g->n, &out);
-    return loss_of(g, &out);
-}
-
 DEVICE_TEST(owlvit_outputs) {
-    GoldenModel g;
+    ModelCase g;
     if (!golden_open(&g, FOLDER)) return;
     for (int tape = 0; tape < 2; tape++) {
-        golden_begin(&g, tape);
-        Outputs out;
-        module_forward(g.m, &g.c, g.ask, g.n, &out);
-        golden_compare(&g, out.logits, "logits", 1e-5);
-        golden_compare(&g, out.boxes, "boxes", 1e-5);
+        case_begin(&g, tape);
+        case_forward(&g);
+        golden_compare(&g, g.out.logits, "logits", 1e-5);
+        golden_compare(&g, g.out.boxes, "boxes", 1e-5);
     }
-    golden_close(&g);
+    case_close(&g);
 }
 
 DEVICE_TEST(owlvit_gradients) {
-    GoldenModel g;
+    ModelCase g;
     if (!golden_open(&g, FOLDER)) return;
-    golden_begin(&g, true);
-    double want = (double)*golden_f32(&g, "loss");
-    EXPECT_NEAR(loss(&g), want, 1e-4 * want, "loss");
-    tape_backward(&g.c);
-    golden_compare_grads(&g, 1e-4);
-    golden_close(&g);
+    golden_gradients(&g, 1e-4);
+    case_close(&g);
 }
 
 DEVICE_TEST(owlvit_ten_updates) {
-    GoldenModel g;
+    ModelCase g;
     if (!golden_open(&g, FOLDER)) return;
-    golden_train(&g, loss, 1e-3);
-    golden_close(&g);
+    golden_train(&g, 1e-3);
+    case_close(&g);
 }
 
 /* The asks in three forwards of one update: each picture and each text runs once, and the joined outputs are those of one
  * forward, gradients too. */
 TEST(owlvit_towers_once) {
-    GoldenModel g;
+    ModelCase g;
     if (!golden_open(&g, FOLDER)) return;
-    golden_begin(&g, true);
+    case_begin(&g, true);
     Outputs out;
     module_forward(g.m, &g.c, g.ask, 1, &out);
     EXPECT(g.m->image_rows == 1 && g.m->text_rows == 1, "%" PRId64 " images, %" PRId64 " texts", g.m->image_rows, g.m->text_rows);
     module_forward(g.m, &g.c, g.ask + 1, 2, &out); /* a known picture with a new text, a new picture with a known text */
     EXPECT(g.m->image_rows == 2 && g.m->text_rows == 2, "%" PRId64 " images, %" PRId64 " texts", g.m->image_rows, g.m->text_rows);
-    module_forward(g.m, &g.c, g.ask, g.n, &out);
+    case_forward(&g);
     EXPECT(g.m->image_rows == 3 && g.m->text_rows == 3, "%" PRId64 " images, %" PRId64 " texts", g.m->image_rows, g.m->text_rows);
     EXPECT(g.m->asks == 1 + 2 + g.n, "%" PRId64 " asks", g.m->asks);
-    golden_compare(&g, out.logits, "logits", 1e-5);
-    golden_compare(&g, out.boxes, "boxes", 1e-5);
-    loss_of(&g, &out);
+    golden_compare(&g, g.out.logits, "logits", 1e-5);
+    golden_compare(&g, g.out.boxes, "boxes", 1e-5);
+    case_loss(&g);
     tape_backward(&g.c);
     golden_compare_grads(&g, 1e-4);
-    golden_begin(&g, false); /* a new update: everything runs again */
+    case_begin(&g, false); /* a new update: everything runs again */
     module_forward(g.m, &g.c, g.ask, g.n, &out);
     EXPECT(g.m->image_rows == 6 && g.m->text_rows == 6, "%" PRId64 " images, %" PRId64 " texts", g.m->image_rows, g.m->text_rows);
-    golden_close(&g);
+    case_close(&g);
 }
 
 /* Pictures of noise, asked for two things. Freed with free(ask[0].image.rgb) and free(ask). */
@@ -106,7 +72,7 @@ static Ask *noise_asks(int n) {
 
 /* Without a tape a large wave runs in chunks that share memory: the same values, and less memory than one piece. */
 TEST(owlvit_chunks) {
-    GoldenModel g;
+    ModelCase g;
     if (!golden_open(&g, FOLDER)) return;
     enum { N = 5000 };
     Ask *ask = noise_asks(N);
@@ -132,7 +98,7 @@ TEST(owlvit_chunks) {
     arena_close(&host);
     free((void *)ask[0].image.rgb);
     free(ask);
-    golden_close(&g);
+    case_close(&g);
 }
 
 /* A fresh network starts from the prior that a patch is the object, 0.01: logits around -4.6, none sure. */

@@ -1,9 +1,23 @@
-# parity.mk -- programs that tests/parity/*.py run beside the reference. Included by the Makefile.
+# parity.mk -- beside the references, with Python: PYTHON=... with the packages of tests/parity/requirements.txt. Included by the
+# Makefile.
+#
+#   make parity            models of the published sizes with random weights beside transformers; PARITY="vilt-vqa owlvit-b32" chooses
+#   make parity-tokens     the program of tests/parity/compare_tokens.py
+#   make parity-images     the program of tests/parity/compare_images.py
+
+PARITY ?=
+
+$(B)/parity: $(call obj,$(LIB) tests/parity/parity.c tests/modules/model_case.c) $(KERNELS)
+	@echo "  LD $@"
+	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
 $(B)/parity-%: $(call obj,$(LIB)) $(B)/tests/parity/%.o $(KERNELS)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
+parity: $(B)/parity
+	$(PYTHON) tests/parity/parity.py --engine $(B)/parity $(PARITY)
+
 parity-tokens parity-images: %: $(B)/%
 
-.PHONY: parity-tokens parity-images
+.PHONY: parity parity-tokens parity-images
