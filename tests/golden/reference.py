@@ -1,0 +1,223 @@
+"""Models of transformers as a reference: random weights, what they are asked, what they answer and lose.
+
+A Case is one model folder with its asks: `tensors` and `metadata` are what tests/modules/model_case.h reads, `run()` gives the
+outputs as the engine names them, `loss(outputs)` the loss that model_case.c computes. Images go through the reference's own
+Pillow processors, so that cropping, resizing and tokenizing are under test too. Used by make_models.py (tiny, golden) and by
+tests/parity/parity.py (published sizes).
+"""
+import dataclasses
+import math
+import typing
+
+import numpy as np
+import scipy.optimize
+import torch
+import transformers
+from PIL import Image
+from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil
+from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
+
+
+def rows_first(image, size, resample=None, **kwargs):
+    """Pillow up to version 12 resamples rows, then columns; 13 turns that round in some downscales, which moves values by
+    a few units (see kernels/cpu/image.c). The published models were trained behind the older order."""
+    return pillow_resize(pillow_resize(image, (size[0], image.size[1]), resample, **kwargs), size, resample, **kwargs)
+
+
+transformers.utils.logging.disable_progress_bar()
+pillow_resize = Image.Image.resize
+Image.Image.resize = rows_first
+
+
+def picture(rng, h, w):
+    """Smooth enough for resampling to matter, with noise on top."""
+    y, x = np.mgrid[0:h, 0:w]
+    base = [127 + 90 * np.sin(x / (4 + 3 * k) + k) * np.cos(y / (7 - k)) for k in range(3)]
+    return np.clip(np.stack(base, -1) + rng.normal(0, 25, (h, w, 3)), 0, 255).astype(np.uint8)
+
+
+def is_norm(name):
+    return "norm" in name.lower() or name.startswith("classifier.1.")
+
+
+def randomize(model, seed):
+    """Weights large enough that every path matters: fan-in scaled matrices, norms around 1, biases around 0."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in sorted(model.named_parameters()):
+            noise = torch.randn(p.shape, generator=g, dtype=torch.float64).float()
+            if is_norm(name) and name.endswith("weight"):
+                p.copy_(1 + 0.2 * noise)
+            elif p.ndim < 2:
+                p.copy_(0.2 * noise)
+            else:
+                fan_in = p[0].numel() if "embedding" not in name or "patch" in name else 4
+                p.copy_(noise / math.sqrt(fan_in))
+
+
+@dataclasses.dataclass
+class Asks:
+    """What is asked: images (h, w, 3) u8, and rows (image, (x0, y0, x1, y1), text)."""
+
+    images: list
+    rows: list
+
+    def crops(self):
+        return [Image.fromarray(self.images[i]).crop(rect) for i, rect, _ in self.rows]
+
+    def texts(self):
+        return [r[2] for r in self.rows]
+
+    def tensors(self):
+        t = {f"image{i}": torch.from_numpy(x) for i, x in enumerate(self.images)}
+        t["ask.image"] = torch.tensor([r[0] for r in self.rows], dtype=torch.int32)
+        t["ask.rect"] = torch.tensor([r[1] for r in self.rows], dtype=torch.int32)
+        return t
+
+    def metadata(self):
+        return {f"ask.text{i}": text for i, text in enumerate(self.texts())}
+
+
+@dataclasses.dataclass
+class Case:
+    model: torch.nn.Module
+    tensors: dict
+    metadata: dict
+    run: typing.Callable
+    loss: typing.Callable
+
+
+def save(folder, model, processor, seed):
+    """Random f32 weights, saved as transformers saves them."""
+    randomize(model, seed)
+    model.float().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def exact(x):
+    """Numbers that f32 holds, in the precision of the reference."""
+    return x.float().to(x.dtype)
+
+
+# ---- ViLT --------------------------------------------------------------------------------------------------
+
+
+def vilt_save(folder, config, shortest, seed=1):
+    config.id2label = {i: f"answer{i}" for i in range(config.num_labels)}
+    config.label2id = {v: k for k, v in config.id2label.items()}
+    model = transformers.ViltForQuestionAnswering._from_config(config, attn_implementation="eager")
+    # Pillow's own 1333/800 rule is inside the processor.
+    save(folder, model, ViltImageProcessorPil(size={"shortest_edge": shortest}, size_divisor=config.patch_size), seed)
+    return model
+
+
+def vilt_case(folder, model, asks, dtype=torch.float64, temperature=1.0):
+    """Binary cross entropy on soft targets, summed over answers; with a temperature that of distillation, times T^2."""
+    model = model.to(dtype).eval()
+    processor = ViltImageProcessorPil.from_pretrained(folder)
+    tokenizer = transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
+    length = model.config.max_position_embeddings
+    text = tokenizer(asks.texts(), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    pixels = processor(asks.crops(), return_tensors="pt")
+    shape = (len(asks.rows), model.config.num_labels)
+    target = exact(torch.rand(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64) ** 3).to(dtype)
+
+    def run():
+        torch.manual_seed(0)  # the reference draws the order of patches
+        out = model(
+            input_ids=text.input_ids, attention_mask=text.attention_mask, token_type_ids=torch.zeros_like(text.input_ids),
+            pixel_values=pixels.pixel_values.to(dtype), pixel_mask=pixels.pixel_mask)  # fmt: skip
+        return {"logits": out.logits}
+
+    def loss(out):
+        bce = torch.nn.functional.binary_cross_entropy_with_logits(out["logits"] / temperature, target, reduction="none")
+        return temperature**2 * bce.sum() / len(asks.rows)
+
+    tensors = asks.tensors() | {"target": target.float(), "ids": text.input_ids.int()}
+    return Case(model, tensors, asks.metadata() | {"temperature": str(temperature)}, run, loss)
+
+
+# ---- OWL-ViT -----------------------------------------------------------------------------------------------
+
+LOC = {"w_class": 1.0, "w_l1": 2.0, "w_giou": 1.5, "alpha": 0.3, "gamma": 2.0, "negative_weight": 0.5}
+
+
+def box_corners(b):
+    return torch.cat([b[..., :2] - b[..., 2:] / 2, b[..., :2] + b[..., 2:] / 2], -1)
+
+
+def giou(a, b):
+    """Of corner boxes, element by element (broadcasting)."""
+    area = lambda x: (x[..., 2] - x[..., 0]) * (x[..., 3] - x[..., 1])
+    both = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    union = area(a) + area(b) - both
+    return both / union - (hull - union) / hull
+
+
+def loc_loss(logits, boxes, targets, weight):
+    """Focal + L1 on corners + GIoU after Hungarian matching; targets[i] = (boxes, scores) of ask i."""
+    total = 0
+    for x, pred, (box, score) in zip(logits, boxes, targets):
+        y, w = torch.zeros_like(x), torch.full_like(x, LOC["negative_weight"])
+        if len(box):
+            with torch.no_grad():
+                p = x.sigmoid()
+                a, g = LOC["alpha"], LOC["gamma"]
+                klass = -a * (1 - p) ** g * torch.log(p) + (1 - a) * p**g * torch.log(1 - p)
+                cost = LOC["w_class"] * klass + LOC["w_l1"] * (box[:, None] - pred).abs().sum(-1)
+                cost -= LOC["w_giou"] * giou(box_corners(box)[:, None], box_corners(pred))
+                row, col = scipy.optimize.linear_sum_assignment(cost.numpy())
+            y[col], w[col] = score[row], 1.0
+            mine, want = box_corners(pred[col]), box_corners(box[row])
+            total = total + weight * LOC["w_l1"] * (mine - want).abs().sum()
+            total = total + weight * LOC["w_giou"] * (1 - giou(mine, want)).sum()
+        ce = torch.nn.functional.binary_cross_entropy_with_logits(x, y, reduction="none")
+        a = LOC["alpha"] * y + (1 - LOC["alpha"]) * (1 - y)
+        total = total + weight * LOC["w_class"] * (w * a * (y - x.sigmoid()).abs() ** LOC["gamma"] * ce).sum()
+    return total
+
+
+def loc_targets(dtype):
+    """Two objects of different certainty, none, one, three."""
+    box = lambda *b: exact(torch.tensor(b, dtype=torch.float64)).to(dtype).reshape(-1, 4)
+    score = lambda *s: exact(torch.tensor(s, dtype=torch.float64)).to(dtype)
+    return [
+        (box(0.3, 0.4, 0.35, 0.5, 0.7, 0.65, 0.4, 0.3), score(1.0, 0.7)),
+        (box(), score()),
+        (box(0.5, 0.5, 0.8, 0.9), score(0.9)),
+        (box(0.2, 0.2, 0.2, 0.25, 0.8, 0.3, 0.3, 0.3, 0.4, 0.8, 0.5, 0.3), score(1.0, 1.0, 1.0)),
+    ]
+
+
+def owlvit_save(folder, config, seed=3):
+    model = transformers.OwlViTForObjectDetection._from_config(config, attn_implementation="eager")
+    side = config.vision_config.image_size
+    save(folder, model, OwlViTImageProcessorPil(size={"height": side, "width": side}), seed)
+    return model
+
+
+def clip_tokenizer(folder, pad):
+    return transformers.CLIPTokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), pad_token=pad)
+
+
+def owlvit_case(folder, model, asks, dtype=torch.float64):
+    model = model.to(dtype).eval()
+    processor = OwlViTImageProcessorPil.from_pretrained(folder)
+    prompts = ["a photo of " + t for t in asks.texts()]
+    length = model.config.text_config.max_position_embeddings
+    text = clip_tokenizer(folder, "!")(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    pixels = processor(asks.crops(), return_tensors="pt").pixel_values.to(dtype)
+    targets = loc_targets(dtype)[: len(asks.rows)]
+
+    def run():
+        out = model(input_ids=text.input_ids, attention_mask=text.attention_mask, pixel_values=pixels)
+        return {"logits": out.logits[..., 0].to(dtype), "boxes": out.pred_boxes}  # the reference itself rounds the logits to f32
+
+    tensors = asks.tensors() | {"ids": text.input_ids.int()}
+    tensors["target.count"] = torch.tensor([len(t[0]) for t in targets], dtype=torch.int32)
+    tensors["target.box"] = torch.cat([t[0] for t in targets]).float()
+    tensors["target.score"] = torch.cat([t[1] for t in targets]).float()
+    loss = lambda out: loc_loss(out["logits"], out["boxes"], targets, 1 / len(asks.rows))
+    return Case(model, tensors, asks.metadata() | {k: str(v) for k, v in LOC.items()}, run, loss)
