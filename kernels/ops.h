@@ -142,7 +142,8 @@ typedef struct PatchSpec {
 /* From u8 pixels, through a rectangle, to normalised patches in one pass: crop, resize, (u8/255 - mean)/std, patchify.
  *   patches (B, grid_h*grid_w, 3*patch*patch), patches in raster order, values in the order channel, row, column: a
  *           row is what a convolution of that kernel size and stride sees, so its weight is a plain linear layer.
- *   size[b] = {h, w} the rectangle is resized to (multiples of patch, at most the grid): patches beyond are zero.
+ *   size[b] = {h, w} the rectangle is resized to. A side up to the grid's is a multiple of patch, and patches beyond are
+ *           zero; of a longer one the middle is shown, from pixel (side - grid side) / 2 on (a centre crop).
  * Resampling is Pillow's to the last bit: antialiased, 22-bit weights, u8 between the passes (spec: test-vectors 5).
  * Pixels of the rectangle outside the image are black; rect must not be empty. */
 typedef void image_patches_fn(Stream *s, DType t, void *patches, const ImageView *image, const Rect *rect,

@@ -211,7 +211,7 @@ static void vertical(uint8_t *dst, const uint8_t *const *window, const int32_t *
     }
 }
 
-/* Output row y (asked for in order 0, 1, ...): ow RGB pixels, valid until the next call. */
+/* Output row y (asked for in ascending order): ow RGB pixels, valid until the next call. */
 static const uint8_t *resize_row(Resize *z, int y) {
     Scratch *s = z->s;
     const int first = z->y_same ? y : s->y.span[y], count = z->y_same ? 1 : s->y.span[z->oh + y];
@@ -258,14 +258,15 @@ void cpu_image_patches(Stream *stream, DType t, void *patches, const ImageView *
 
 #pragma omp parallel for schedule(dynamic, 1) if (B > 1)
     for (int64_t b = 0; b < B; b++) {
-        const int h = size[b][0], w = size[b][1], nx = w / P;
-        CHECK(h >= P && w >= P && h % P == 0 && w % P == 0 && h / P <= spec->grid_h && nx <= grid_w,
-              "image_patches: item %lld is resized to %d x %d, the grid is %d x %d patches of %d", (long long)b, h,
-              w, spec->grid_h, grid_w, P);
+        const int full_h = size[b][0], full_w = size[b][1], h = MIN(full_h, spec->grid_h * P), w = MIN(full_w, grid_w * P), nx = w / P;
+        CHECK(h >= P && w >= P && h % P == 0 && w % P == 0,
+              "image_patches: item %lld is resized to %d x %d, the grid is %d x %d patches of %d", (long long)b, full_h,
+              full_w, spec->grid_h, grid_w, P);
+        const int top = (full_h - h) / 2, left = (full_w - w) / 2;
         Resize z;
-        resize_begin(&z, &image[b], rect[b], w, h, spec->filter);
+        resize_begin(&z, &image[b], rect[b], full_w, full_h, spec->filter);
         for (int y = 0; y < h; y++) {
-            const uint8_t *px = resize_row(&z, y);
+            const uint8_t *px = resize_row(&z, top + y) + 3 * left;
             const int64_t at = b * item + (int64_t)(y / P) * grid_w * row + (int64_t)(y % P) * P;
             for (int gx = 0; gx < nx; gx++, px += 3 * P) {
                 for (int c = 0; c < 3; c++) {

@@ -175,7 +175,9 @@ __global__ void __launch_bounds__(THREADS, 4) resample(T *patches, const __grid_
     const Item &it = items.item[blockIdx.y];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int tx = (int)(blockIdx.x % g.tiles_x) * g.tile, ty = (int)(blockIdx.x / g.tiles_x) * g.tile;
-    const int cols = min(g.tile, it.x.m - tx), rows = min(g.tile, it.y.m - ty); /* <= 0: only padding */
+    const int width = min(it.x.m, g.grid_w * g.P), height = min(it.y.m, g.grid_h * g.P);
+    const int cols = min(g.tile, width - tx), rows = min(g.tile, height - ty); /* <= 0: only padding */
+    const int rx = tx + (it.x.m - width) / 2, ry = ty + (it.y.m - height) / 2; /* the tile in what the rectangle is resized to */
     const bool mine = lane < cols;
 
     /* Scaled in double, rounded, then normalised in float, as the image processors of the published models do. */
@@ -186,26 +188,26 @@ __global__ void __launch_bounds__(THREADS, 4) resample(T *patches, const __grid_
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         const int y = warp + WARPS * j;
-        first[j] = y < rows && cols > 0 ? it.y.first[ty + y] : 0;
-        end[j] = y < rows && cols > 0 ? first[j] + it.y.count[ty + y] : 0;
+        first[j] = y < rows && cols > 0 ? it.y.first[ry + y] : 0;
+        end[j] = y < rows && cols > 0 ? first[j] + it.y.count[ry + y] : 0;
         for (int c = 0; c < 3; c++) sum[j][c] = 1 << (WEIGHT_BITS - 1);
     }
     if (cols > 0 && rows > 0) {
         /* Source columns [left, right) and rows [from, to) of the rectangle that the tile looks at, then what of them is image. */
-        const int left = it.x.first[tx], right = it.x.first[tx + cols - 1] + it.x.count[tx + cols - 1];
-        const int from = it.y.first[ty], to = it.y.first[ty + rows - 1] + it.y.count[ty + rows - 1];
+        const int left = it.x.first[rx], right = it.x.first[rx + cols - 1] + it.x.count[rx + cols - 1];
+        const int from = it.y.first[ry], to = it.y.first[ry + rows - 1] + it.y.count[ry + rows - 1];
         const int begin = max(it.r.x0 + left, 0), bytes = 3 * (min(it.r.x0 + right, it.w) - begin);
         const bool staged = bytes + 15 <= ROW_BYTES;
         const int64_t image_bytes = (int64_t)it.h * it.w * 3;
         /* My column's taps, without those outside the image: black. */
         int shift = 0, tap0 = 0, tap1 = 0;
         if (mine) {
-            const int at = it.x.first[tx + lane], x = it.r.x0 + at;
+            const int at = it.x.first[rx + lane], x = it.r.x0 + at;
             shift = 3 * (x - begin);
             tap0 = max(-x, 0);
-            tap1 = it.h ? min(it.x.count[tx + lane], it.w - x) : 0;
+            tap1 = it.h ? min(it.x.count[rx + lane], it.w - x) : 0;
         }
-        const int32_t *weight = it.x.weight + tx + (mine ? lane : 0);
+        const int32_t *weight = it.x.weight + rx + (mine ? lane : 0);
 
         for (int base = from; base < to; base += ROWS) {
             const int n = min((int)ROWS, to - base);
@@ -236,7 +238,7 @@ __global__ void __launch_bounds__(THREADS, 4) resample(T *patches, const __grid_
             __syncthreads();
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                const int y = min(ty + warp + WARPS * j, it.y.m - 1);
+                const int y = min(ry + warp + WARPS * j, it.y.m - 1);
                 for (int k = max(first[j], base); k < min(end[j], base + n); k++) {
                     const int w = it.y.weight[(int64_t)(k - first[j]) * it.y.m + y];
                     const uint32_t p = pixel[(k - base) * TILE + lane];
@@ -286,7 +288,8 @@ extern "C" void K(image_patches)(Stream *s, DType t, void *patches, const ImageV
     for (int64_t b = 0; b < B; b++) {
         const Rect r = rect[b];
         const int h = size[b][0], w = size[b][1];
-        CHECK(h >= P && w >= P && h % P == 0 && w % P == 0 && h / P <= spec->grid_h && w / P <= spec->grid_w,
+        const int shown_h = MIN(h, spec->grid_h * P), shown_w = MIN(w, spec->grid_w * P);
+        CHECK(shown_h >= P && shown_w >= P && shown_h % P == 0 && shown_w % P == 0,
               "image_patches: item %" PRId64 " is resized to %d x %d, the grid is %d x %d patches of %d", b, h, w, spec->grid_h,
               spec->grid_w, P);
         CHECK(rect_w(r) >= 1 && rect_h(r) >= 1 && rect_w(r) <= MAX_SIDE && rect_h(r) <= MAX_SIDE && w <= MAX_SIDE && h <= MAX_SIDE,

@@ -108,14 +108,19 @@ DEVICE_TEST(image_golden) {
     st_close(&st);
 }
 
-enum { B = 5, P = 4, GH = 3, GW = 5, ROW = 3 * P * P };
+enum { B = 7, P = 4, GH = 3, GW = 5, ROW = 3 * P * P };
+
+/* Pixel (y, x) of the shown part of h x w pixels on a grid of gh x gw: longer sides are cropped at the centre. */
+static const uint8_t *shown(const uint8_t *px, int h, int w, int gh, int gw, int y, int x) {
+    return px + 3 * ((int64_t)(y + MAX(h - gh, 0) / 2) * w + x + MAX(w - gw, 0) / 2);
+}
 
 /* Items of different sizes in one batch, real statistics, both types: against the plain sentence of the contract. */
 DEVICE_TEST(image_patches_layout) {
     static uint8_t rgb[2][40 * 30 * 3];
     ImageView im[B];
-    Rect rect[B] = {{0, 0, 30, 40}, {3, 5, 20, 9}, {-4, -4, 44, 10}, {7, 7, 8, 8}, {0, 0, 20, 12}};
-    const int size[B][2] = {{12, 20}, {4, 20}, {8, 4}, {12, 12}, {12, 20}};
+    Rect rect[B] = {{0, 0, 30, 40}, {3, 5, 20, 9}, {-4, -4, 44, 10}, {7, 7, 8, 8}, {0, 0, 20, 12}, {0, 0, 30, 40}, {2, 1, 40, 20}};
+    const int size[B][2] = {{12, 20}, {4, 20}, {8, 4}, {12, 12}, {12, 20}, {27, 20}, {12, 35}}; /* the last two beyond the grid */
     const PatchSpec spec = {P, GH, GW, BICUBIC, {0.48145466f, 0.4578275f, 0.40821073f}, {0.26862954f, 0.26130258f, 0.27577711f}};
     static float got[B * GH * GW * ROW], one[GH * GW * ROW];
     static uint16_t half[B * GH * GW * ROW];
@@ -127,14 +132,14 @@ DEVICE_TEST(image_patches_layout) {
     RUN(op->image_patches(S, F32, IO(got), im, rect, size, &spec, B));
     RUN(op->image_patches(S, BF16, IO(half), im, rect, size, &spec, B));
     for (int b = 0; b < B; b++) {
-        uint8_t px[12 * 20 * 3];
+        uint8_t px[27 * 35 * 3];
         const int h = size[b][0], w = size[b][1];
         image_resize_u8(px, w, h, &im[b], rect[b], BICUBIC);
         int wrong = 0, wrong16 = 0;
         for (int k = 0; k < GH * GW * ROW; k++) {
             const int g = k / ROW, c = k % ROW / (P * P), y = g / GW * P + k % (P * P) / P, x = g % GW * P + k % P;
             float want = 0, back;
-            if (y < h && x < w) want = ((float)(px[(y * w + x) * 3 + c] * (1 / 255.0)) - spec.mean[c]) / spec.std[c];
+            if (y < h && x < w) want = ((float)(shown(px, h, w, GH * P, GW * P, y, x)[c] * (1 / 255.0)) - spec.mean[c]) / spec.std[c];
             const uint32_t bits = (uint32_t)half[b * GH * GW * ROW + k] << 16;
             memcpy(&back, &bits, 4);
             wrong += got[b * GH * GW * ROW + k] != want;
@@ -152,6 +157,7 @@ DEVICE_TEST(image_patches_layout) {
 DEVICE_TEST(image_patches_sizes) {
     static const struct { int patch, gh, gw, items; } cases[] = {
         {1, 20, 45, 2}, {2, 9, 17, 3}, {7, 3, 6, 3}, {8, 5, 6, 3}, {14, 3, 5, 3}, {16, 3, 3, 3}, {32, 2, 3, 3}, {40, 2, 2, 3}, {64, 1, 2, 2}, {4, 2, 2, 70}};
+    enum { BEYOND = 37 }; /* every fifth item is cropped at the centre, by an odd number */
     enum { W = 97, H = 61, SMALL = 23 };
     static uint8_t large[W * H * 3], small[SMALL * SMALL * 3];
     uint32_t seed = 7;
@@ -168,11 +174,12 @@ DEVICE_TEST(image_patches_sizes) {
                 im[b] = b == 1 ? (ImageView){small, SMALL, SMALL} : (ImageView){large, W, H};
                 rect[b] = b == 1 ? (Rect){0, 0, SMALL, SMALL} : (Rect){b % 5, b % 7, W - b % 9 + 4, b ? H / 2 + b % 3 : H + 5};
                 size[b][0] = p * (b % 3 ? gh : MAX(gh - 1, 1)), size[b][1] = p * (b % 2 ? gw : MAX(gw - 1, 1));
+                if (b % 5 == 1) size[b][n % 2] = p * (n % 2 ? gw : gh) + BEYOND;
             }
             const int64_t item = (int64_t)gh * gw * 3 * area;
             const size_t bytes = (size_t)(items * item) * (size_t)bits / 8;
             char *got = xcalloc(bytes, 1), *there = dev->alloc(dev, bytes);
-            uint8_t *px = xcalloc((size_t)item, 1);
+            uint8_t *px = xcalloc((size_t)(p * gh + BEYOND) * (size_t)(p * gw + BEYOND) * 3, 1);
             memset(got, 0xff, bytes);
             dev->upload(dev, there, got, bytes);
             op->image_patches(S, bits == 16 ? BF16 : F32, there, im, rect, (const int(*)[2])size, &spec, items);
@@ -185,7 +192,7 @@ DEVICE_TEST(image_patches_sizes) {
                 for (int64_t k = 0; k < item; k++) {
                     const int g = (int)(k / (3 * area)), c = (int)(k % (3 * area)) / area, y = g / gw * p + (int)(k % area) / p, x = g % gw * p + (int)(k % p);
                     float want = 0;
-                    if (y < h && x < w) want = ((float)(px[(y * w + x) * 3 + c] * (1 / 255.0)) - spec.mean[c]) / spec.std[c];
+                    if (y < h && x < w) want = ((float)(shown(px, h, w, gh * p, gw * p, y, x)[c] * (1 / 255.0)) - spec.mean[c]) / spec.std[c];
                     wrong += bits == 16 ? ((uint16_t *)got)[b * item + k] != bf16_round(want) : ((float *)got)[b * item + k] != want;
                 }
             }
