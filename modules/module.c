@@ -4,7 +4,7 @@
 #include <dirent.h>
 #include <unistd.h>
 
-static const ModuleType *const types[] = {&vilt_type, &owlvit_type};
+static const ModuleType *const types[] = {&vilt_type, &owlvit_type, &clip_type};
 
 /* ---- config.json ---------------------------------------------------------------------------------- */
 

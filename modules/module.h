@@ -4,7 +4,7 @@
  * preprocessor_config.json the image rule, model.safetensors the weights, the tokenizer's files beside
  * them. The engine asks a module many questions at once (Ask); the module runs its image tower once per
  * distinct (image, rectangle) and its text tower once per distinct text between two module_begin calls.
- * Next: vilt.c, owlvit.c.
+ * Next: vilt.c, clip_towers.h.
  */
 #pragma once
 #include <jansson.h>
@@ -17,11 +17,11 @@ typedef struct Ask {
     ImageView image;
     uint64_t image_id;  /* equal ids: equal pixels */
     Rect rect;          /* in pixels of the image; not empty */
-    const char *query;  /* VQA: the question. LOC: the object phrase, without the prompt's "a photo of " */
+    const char *query;  /* VQA: the question. LOC, CLIP: the object phrase, without the prompt's "a photo of " */
 } Ask;
 
 /* What one forward gave, row i for ask i. VQA: logits (n, V). LOC: logits (n, P), boxes (n, P, 4) as cx, cy, w, h in 0..1
- * of the rectangle. */
+ * of the rectangle. CLIP: logits (n, 1), the cosine of rectangle and text. */
 typedef struct Outputs {
     int64_t n;
     Tensor *logits, *boxes;
@@ -98,4 +98,4 @@ static inline TowerKey ask_image_key(const Ask *a) {
 }
 TowerKey ask_text_key(const Ask *a);
 
-extern const ModuleType vilt_type, owlvit_type;
+extern const ModuleType vilt_type, owlvit_type, clip_type;

@@ -26,10 +26,10 @@ LR, DECAY, UPDATES = 1e-3, 0.01, 10
 
 
 def train(case):
-    """Losses before each of ten updates: AdamW with decoupled decay on all but biases and norms."""
+    """Losses before each of ten updates: AdamW with decoupled decay on all but biases, norms and scalars."""
     named = [(n, p) for n, p in case.model.named_parameters() if p.requires_grad]
-    plain = [p for n, p in named if n.endswith("bias") or reference.is_norm(n)]
-    decayed = [p for n, p in named if not (n.endswith("bias") or reference.is_norm(n))]
+    plain = [p for n, p in named if n.endswith("bias") or reference.is_norm(n) or p.ndim == 0]
+    decayed = [p for n, p in named if all(p is not q for q in plain)]
     opt = torch.optim.AdamW([{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}], lr=LR)
     losses = []
     for _ in range(UPDATES):
@@ -114,6 +114,18 @@ def make_owlvit():
     folder = tiny("owlvit")
     model = reference.owlvit_save(folder, transformers.OwlViTConfig(**clip_towers(folder, 16)))
     write_golden(folder, reference.owlvit_case(folder, model, asks(32, PHRASES)))
+
+
+def make_clip():
+    """One text is cut at 12 ids; pictures wider and higher than the square, one of them by far."""
+    folder = tiny("clip")
+    model = reference.clip_save(folder, transformers.CLIPConfig(**clip_towers(folder, 12)))
+    rng = np.random.default_rng(6)
+    images = [reference.picture(rng, 40, 61), reference.picture(rng, 50, 37)]
+    texts = ["red ball", "box", "Striped tree house, and much else that does not fit", "blue image"]
+    rects = [(0, 0, 61, 40), (7, 30, 55, 35), (0, 0, 37, 50), (5, 3, 33, 49)]
+    rows = reference.Asks(images, [(i // 2, rect, text) for i, (rect, text) in enumerate(zip(rects, texts))])
+    write_golden(folder, reference.clip_case(folder, model, rows))
 
 
 if __name__ == "__main__":

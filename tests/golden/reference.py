@@ -14,6 +14,7 @@ import scipy.optimize
 import torch
 import transformers
 from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
@@ -221,3 +222,43 @@ def owlvit_case(folder, model, asks, dtype=torch.float64):
     tensors["target.score"] = torch.cat([t[1] for t in targets]).float()
     loss = lambda out: loc_loss(out["logits"], out["boxes"], targets, 1 / len(asks.rows))
     return Case(model, tensors, asks.metadata() | {k: str(v) for k, v in LOC.items()}, run, loss)
+
+
+# ---- CLIP --------------------------------------------------------------------------------------------------
+
+
+def clip_save(folder, config, seed=4):
+    model = transformers.CLIPModel._from_config(config, attn_implementation="eager")
+    side = config.vision_config.image_size
+    processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    save(folder, model, processor, seed)
+    with torch.no_grad():  # a temperature as after training, not the random one
+        model.logit_scale.fill_(3.0)
+    model.save_pretrained(folder)
+    return model
+
+
+def clip_case(folder, model, asks, dtype=torch.float64, classes=None):
+    """Every ask's picture with every text. Contrastive training, the reference's own loss; or, with `classes`, of each picture."""
+    model = model.to(dtype).eval()
+    processor = CLIPImageProcessorPil.from_pretrained(folder)
+    prompts = ["a photo of " + t for t in asks.texts()]
+    length = model.config.text_config.max_position_embeddings
+    text = clip_tokenizer(folder, "<|endoftext|>")(prompts, padding=True, max_length=length, truncation=True, return_tensors="pt")
+    pixels = processor(asks.crops(), return_tensors="pt").pixel_values.to(dtype)
+    n = len(asks.rows)
+    every = Asks(asks.images, [(i, rect, t) for i, rect, _ in asks.rows for t in asks.texts()])
+    share = torch.full((n,), 1 / n)
+    tensors = every.tensors() | {"text_of": torch.tensor(classes or range(n), dtype=torch.int32)}
+    tensors["image_weight"] = share if classes else share / 2
+    if not classes:
+        tensors |= {"image_of": torch.arange(n, dtype=torch.int32), "text_weight": share / 2}
+
+    def run():
+        out = model(input_ids=text.input_ids, attention_mask=text.attention_mask, pixel_values=pixels, return_loss=True)
+        run.loss = out.loss
+        if classes:
+            run.loss = torch.nn.functional.cross_entropy(out.logits_per_image, torch.tensor(classes))
+        return {"logits": (out.image_embeds @ out.text_embeds.t()).reshape(-1, 1)}
+
+    return Case(model, tensors, every.metadata(), run, lambda out: run.loss)

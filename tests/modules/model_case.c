@@ -1,6 +1,7 @@
 /* model_case.c -- see model_case.h. */
 #include "tests/modules/model_case.h"
 
+#include "modules/clip.h"
 #include "modules/detect.h"
 
 const StTensor *case_tensor(const ModelCase *k, const char *name) {
@@ -90,7 +91,25 @@ static double loc_case_loss(ModelCase *k) {
     return loc_loss(&k->c, &k->out, target, &cfg, NULL);
 }
 
+/* A tensor of 32-bit integers, NULL when the file has none. */
+static const int32_t *case_i32(const ModelCase *k, const char *name, int64_t *n) {
+    const StTensor *t = st_find(&k->st, name);
+    if (!t) return NULL;
+    CHECK(t->dtype == ST_I32, "%s: %s is not I32", k->st.path, name);
+    *n = st_numel(t);
+    return t->data;
+}
+
+static double clip_case_loss(ModelCase *k) {
+    int64_t images = 0, texts = 0;
+    const int32_t *text_of = case_i32(k, "text_of", &images), *image_of = case_i32(k, "image_of", &texts);
+    if (!images) images = k->n / texts;
+    return clip_loss(k->m, &k->c, &k->out, images, k->n / images, text_of, text_of ? case_f32(k, "image_weight") : NULL, image_of,
+                     image_of ? case_f32(k, "text_weight") : NULL);
+}
+
 double case_loss(ModelCase *k) {
+    if (!strcmp(k->m->type->step, "CLIP")) return clip_case_loss(k);
     if (!strcmp(k->m->type->step, "LOC")) return loc_case_loss(k);
     const float *target = case_f32(k, "target"), T = st_metadata(&k->st, "temperature") ? case_number(k, "temperature") : 1;
     float *weight = ARENA_NEW(&k->host, float, k->n);

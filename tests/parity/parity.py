@@ -92,6 +92,16 @@ def owlvit(folder, dtype, vision, text, asked=2):
     return lambda model: reference.owlvit_case(folder, model, asks(OBJECTS[:asked]), dtype), model
 
 
+def clip(folder, dtype, vision, text, **how):
+    import transformers
+    import reference
+
+    write_clip(folder)
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=text.get("hidden_size", 512))
+    model = reference.clip_save(folder, config)
+    return lambda model: reference.clip_case(folder, model, asks(OBJECTS), dtype, **how), model
+
+
 B16 = {"patch_size": 16}
 L14 = {"image_size": 840, "patch_size": 14, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 L14_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
@@ -102,6 +112,9 @@ MODELS = {
     "vilt-vqa-kd": ("the same, distillation at T = 2", "f64", lambda f, d: vilt(f, d, temperature=2.0)),
     "owlvit-b32": ("OWL-ViT-B/32", "f64", lambda f, d: owlvit(f, d, {}, {})),
     "owlvit-b16": ("OWL-ViT-B/16", "f32", lambda f, d: owlvit(f, d, B16, {}, 1)),
+    "clip-b32": ("CLIP ViT-B/32, contrastive loss", "f64", lambda f, d: clip(f, d, {}, {})),
+    "clip-b32-class": ("the same, classification", "f64", lambda f, d: clip(f, d, {}, {}, classes=[2, 0, 0])),
+    "clip-l14": ("CLIP ViT-L/14, contrastive loss", "f64", lambda f, d: clip(f, d, L14 | {"image_size": 224}, L14_TEXT)),
     "owlvit-l14": ("OWL-ViT-L/14", "f32", lambda f, d: owlvit(f, d, L14, L14_TEXT, 1)),
 }
 
