@@ -197,12 +197,17 @@ Boxes *oracle_loc(const SceneGraph *g, Rect r, const char *phrase, bool strict, 
 
 /* ---- the answerer --------------------------------------------------------------------------------- */
 
+/* Of the question's image; NULL when that has none: not in the dataset, or drawn by a step. */
+static const SceneGraph *graph_of(const SceneGraphs *g, const Ask *ask) {
+    return image_is_made(ask->image_id) ? NULL : scenegraphs_find(g, (int)ask->image_id);
+}
+
 static void oracle_answer(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
     OracleAnswerer *o = (OracleAnswerer *)self;
     bool loc = !strcmp(self->module, "LOC");
     int64_t *open = arena_alloc(a, (size_t)n * sizeof *open), nopen = 0;
     for (int64_t i = 0; i < n; i++) {
-        const SceneGraph *g = scenegraphs_find(o->graphs, (int)ask[i].image_id);
+        const SceneGraph *g = graph_of(o->graphs, &ask[i]);
         const char *text;
         OracleForm form;
         if (g && loc) answer[i].value = value_boxes(oracle_loc(g, ask[i].rect, ask[i].query, o->strict, a));
@@ -285,7 +290,7 @@ void step_score_add(StepScore *s, const SceneGraphs *graphs, const EvalBatch *b,
     for (int64_t k = 0; k < b->sched->nrecords; k++) {
         const StepRecord *rec = &b->sched->record[k];
         const Question *q = &b->sched->question[rec->question];
-        const SceneGraph *g = scenegraphs_find(graphs, (int)q->ask.image_id);
+        const SceneGraph *g = graph_of(graphs, &q->ask);
         if (!g) continue;
         size_t mark = arena_mark(scratch);
         if (q->answer.value.kind == VAL_BOXES) score_loc(s, g, &q->ask, q->answer.value.boxes, b->job[rec->job].prog->strict, scratch);

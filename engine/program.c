@@ -386,12 +386,10 @@ static bool scan_step(Parser *p) {
 
     unsigned kinds = s->kind->result;
     s->module = s->kind->module;
-    if (s->module && s->kind->on_host) {
-        const Value *args[STEP_ARGS_MAX];
-        for (int k = 0; k < STEP_ARGS_MAX; k++)
-            args[k] = s->arg[k] < 0 ? &p->consts[~s->arg[k]] : NULL;
-        if (s->kind->on_host(args)) s->module = NULL;
-    }
+    const Value *args[STEP_ARGS_MAX];
+    for (int k = 0; k < STEP_ARGS_MAX; k++) args[k] = s->arg[k] < 0 ? &p->consts[~s->arg[k]] : NULL;
+    if (s->kind->check && !s->kind->check(args, p->e)) return fail_in(p->e, "line %d: %s", p->line, s->kind->name);
+    if (s->module && s->kind->on_host && s->kind->on_host(args)) s->module = NULL;
     if (s->kind->role == STEP_EVAL) {
         Str t = p->consts[~s->arg[0]].str;
         Scope scope = {p->names, p->nnames, p->dialect->strict};
@@ -563,13 +561,50 @@ static bool fits(const StepCall *c, Error *e) {
     return true;
 }
 
+static StepCall call_of(const Program *p, int i, const Value *vars, Arena *a) {
+    const Step *s = &p->steps[i];
+    StepCall c = {.prog = p, .step = s, .vars = vars, .arena = a};
+    for (int k = 0; k < s->kind->nargs; k++) c.args[k] = step_arg(p, s, k, vars);
+    return c;
+}
+
+static bool fail_step(const Step *s, Error *e) { return fail_in(e, "line %d: %s", s->line, s->kind->name); }
+
 bool program_run_host(const Program *p, int i, Value *vars, Arena *a, Error *e) {
     const Step *s = &p->steps[i];
     CHECK(!s->module && s->kind->run, "step %d (%s) does not run on the host", i, s->kind->name);
-    StepCall c = {.prog = p, .step = s, .vars = vars, .arena = a};
-    for (int k = 0; k < s->kind->nargs; k++) c.args[k] = step_arg(p, s, k, vars);
-    if (fits(&c, e) && s->kind->run(&vars[s->out], &c, e)) return true;
-    return fail_in(e, "line %d: %s", s->line, s->kind->name);
+    StepCall c = call_of(p, i, vars, a);
+    return fits(&c, e) && s->kind->run(&vars[s->out], &c, e) ? true : fail_step(s, e);
+}
+
+int program_ask(const Program *p, int i, Value *vars, StepAsk **ask, Arena *a, Error *e) {
+    const Step *s = &p->steps[i];
+    CHECK(s->module, "step %d (%s) asks nobody", i, s->kind->name);
+    StepCall c = call_of(p, i, vars, a);
+    int n = -1;
+    if (fits(&c, e)) {
+        if (s->kind->asks) {
+            n = s->kind->asks(ask, &vars[s->out], &c, e);
+        } else {
+            const Str text = c.args[1]->str; /* a constant ends with a zero byte, what EVAL made may not */
+            *ask = arena_alloc(a, sizeof **ask);
+            **ask = (StepAsk){c.args[0]->image.rect, s->arg[1] < 0 ? text.s : str_z(a, text)};
+            n = 1;
+        }
+    }
+    if (n < 0) fail_step(s, e);
+    return n;
+}
+
+bool program_conclude(const Program *p, int i, Value *vars, const StepAsk *ask, const Value *answer, int n, Arena *a, Error *e) {
+    const Step *s = &p->steps[i];
+    if (!s->kind->conclude) {
+        CHECK(n == 1, "step %d (%s) has %d answers", i, s->kind->name, n);
+        vars[s->out] = *answer;
+        return true;
+    }
+    StepCall c = call_of(p, i, vars, a);
+    return s->kind->conclude(&vars[s->out], &c, ask, answer, n, e) ? true : fail_step(s, e);
 }
 
 int program_advance(const Program *p, int i, Value *vars, Arena *a, Error *e) {

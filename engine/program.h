@@ -19,7 +19,7 @@ enum {
 typedef struct Program Program;
 typedef struct Step Step;
 
-/* What a host step gets to see. args[k] is the value of the kind's k-th argument; NULL when it was left out. */
+/* What a step gets to see when it runs. args[k] is the value of the kind's k-th argument; NULL when it was left out. */
 typedef struct StepCall {
     const Program *prog;
     const Step *step;
@@ -29,6 +29,17 @@ typedef struct StepCall {
 } StepCall;
 
 typedef bool StepRun(Value *out, const StepCall *c, Error *e);
+
+/* One question of a step to its module: about a rectangle of the step's image, when it has one (its first argument). */
+typedef struct StepAsk {
+    Rect rect;         /* in pixels of the original */
+    const char *query; /* ends with a zero byte */
+} StepAsk;
+
+/* The questions of a step that does not put just one: *ask has `return value` of them (-1: it fails). None: *out is its result. */
+typedef int StepAsks(StepAsk **ask, Value *out, const StepCall *c, Error *e);
+/* The step's result from their answers, in the same order. */
+typedef bool StepConclude(Value *out, const StepCall *c, const StepAsk *ask, const Value *answer, int n, Error *e);
 
 typedef enum StepRole { STEP_PLAIN, STEP_EVAL, STEP_RESULT } StepRole;
 
@@ -45,8 +56,12 @@ typedef struct StepKind {
     int nargs;
     StepArg arg[STEP_ARGS_MAX];
     const char *module; /* who answers: "VQA", "LOC"; NULL: run() on the host */
+    StepAsks *asks;         /* NULL: one question, the second argument, about the whole of the first */
+    StepConclude *conclude; /* NULL: the one answer is the result */
     StepRun *run;       /* with a module: used instead of it when on_host() says so */
-    bool (*on_host)(const Value *const *args); /* asked once, when parsed; an argument that is a variable is NULL */
+    /* Both asked once, when parsed; an argument that is a variable or was left out is NULL. check: may the constants be? */
+    bool (*on_host)(const Value *const *args);
+    bool (*check)(const Value *const *args, Error *e);
     StepRole role;
     const char *lacks;  /* why this build cannot run it; parses and checks all the same */
 } StepKind;
@@ -101,6 +116,11 @@ static inline const Value *step_arg(const Program *p, const Step *s, int k, cons
 
 /* Runs step `i`, which has no module, on the variables it reads and writes vars[out]. The error names line and step. */
 bool program_run_host(const Program *p, int i, Value *vars, Arena *a, Error *e);
+
+/* The questions that step `i`, which has a module, puts to it; 0: none, vars[out] is written. -1 with a sentence when it cannot. */
+int program_ask(const Program *p, int i, Value *vars, StepAsk **ask, Arena *a, Error *e);
+/* Writes vars[out] from the answers to them. */
+bool program_conclude(const Program *p, int i, Value *vars, const StepAsk *ask, const Value *answer, int n, Arena *a, Error *e);
 
 /* Runs host steps from step `i` on. Returns the first step that a module must answer, p->nsteps when the program is done,
  * -1 with a sentence when a step failed. */

@@ -1,9 +1,11 @@
 /* sched.c -- waves. See sched.h. */
 #include "engine/sched.h"
 
-/* A module step that is ready. */
+/* A module step that is ready, and what it asks. */
 typedef struct Pending {
-    int job, step, answerer;
+    int job, step, answerer, n;
+    const StepAsk *ask;  /* n > 0 of them */
+    int64_t first;       /* where their questions' numbers are in the wave's list */
 } Pending;
 
 void sched_open(Sched *s, Answerer *const *answerer, int n) {
@@ -39,16 +41,21 @@ static bool advance(Sched *s, Job *j, int job, int step, uint8_t *left, int *sta
         int i = stack[--top];
         const Step *st = &j->prog->steps[i];
         if (st->module) {
-            int w = find_answerer(s, st->module);
+            StepAsk *ask = NULL;
+            const int n = program_ask(j->prog, i, j->vars, &ask, a, &j->err), w = n > 0 ? find_answerer(s, st->module) : 0;
+            if (n < 0) return fail_step(j, i);
             if (w < 0) {
                 fail(&j->err, "line %d: no %s module is loaded", st->line, st->module);
                 return fail_step(j, i);
             }
-            GROW(s->pending, s->pending_cap, s->npending + 1);
-            s->pending[s->npending++] = (Pending){job, i, w};
-            continue;
+            if (n > 0) {
+                GROW(s->pending, s->pending_cap, s->npending + 1);
+                s->pending[s->npending++] = (Pending){.job = job, .step = i, .answerer = w, .n = n, .ask = ask};
+                continue;
+            }
+        } else if (!program_run_host(j->prog, i, j->vars, a, &j->err)) {
+            return fail_step(j, i);
         }
-        if (!program_run_host(j->prog, i, j->vars, a, &j->err)) return fail_step(j, i);
         for (int k = st->nusers - 1; k >= 0; k--)
             if (!--left[st->users[k]]) stack[top++] = st->users[k];
     }
@@ -98,13 +105,35 @@ static int64_t question_for(Sched *s, int answerer, const Ask *ask) {
     return s->slot[i] = s->nquestions++;
 }
 
-/* What step `st` asks: its image argument is the first, its text the second. */
-static Ask ask_of(const Job *j, const Step *st) {
-    const Value *image = step_arg(j->prog, st, 0, j->vars), *text = step_arg(j->prog, st, 1, j->vars);
-    Ask ask = {.image_id = image->image.id, .rect = image->image.rect, .query = text->str.s};
-    for (int k = 0; k < j->prog->ninputs; k++)
-        if (j->image_id[k] == ask.image_id) ask.image = j->image[k];
+/* The question with its image: the step's first argument, when that is one. */
+static Ask ask_of(const Job *j, const Step *st, const StepAsk *q) {
+    const Value *image = step_arg(j->prog, st, 0, j->vars);
+    Ask ask = {.rect = q->rect, .query = q->query};
+    if (image->kind != VAL_IMAGE) return ask;
+    ask.image_id = image->image.id;
+    ask.image = *image->image.pixels;
     return ask;
+}
+
+/* Hands the answers to the step that waits for them. */
+static bool conclude(Sched *s, Job *j, const Pending *p, const int64_t *question, Arena *a) {
+    const Question *q = &s->question[question[0]];
+    const Value *answer = &q->answer.value;
+    for (int k = 0; k < p->n; k++) {
+        q = &s->question[question[k]];
+        GROW(s->record, s->record_cap, s->nrecords + 1);
+        s->record[s->nrecords++] = (StepRecord){p->job, p->step, (int)question[k]};
+        if (!q->answer.why) continue;
+        const Step *st = &j->prog->steps[p->step];
+        fail_as(&j->err, FAIL_DATA, "line %d: %s: %s", st->line, st->kind->name, q->answer.why);
+        return fail_step(j, p->step);
+    }
+    if (p->n > 1) {
+        Value *all = arena_alloc(a, (size_t)p->n * sizeof *all);
+        for (int k = 0; k < p->n; k++) all[k] = s->question[question[k]].answer.value;
+        answer = all;
+    }
+    return program_conclude(j->prog, p->step, j->vars, p->ask, answer, p->n, a, &j->err) ? true : fail_step(j, p->step);
 }
 
 /* Answers the new questions of one module, from question `first` on. */
@@ -129,6 +158,7 @@ void sched_run(Sched *s, Ctx *c, Job *job, int njobs, Arena *a) {
         int n = j->prog->nsteps;
         j->failed = false;
         j->failed_step = -1;
+        for (int k = 0; k < j->prog->ninputs; k++) j->vars[k].image.pixels = &j->image[k];
         left[i] = arena_alloc(a, (size_t)n);
         for (int k = 0; k < n; k++) left[i][k] = (uint8_t)j->prog->steps[k].nwaits;
         for (int k = 0; k < n && !j->failed; k++)
@@ -142,27 +172,25 @@ void sched_run(Sched *s, Ctx *c, Job *job, int njobs, Arena *a) {
         memcpy(wave, s->pending, (size_t)n * sizeof *wave);
         s->npending = 0;
         arena_sort(a, wave, n, sizeof *wave, by_answerer);
-        int64_t *question = arena_alloc(a, (size_t)n * sizeof *question);
+        int64_t asks = 0;
+        for (int64_t k = 0; k < n; asks += wave[k++].n) wave[k].first = asks;
+        int64_t *question = arena_alloc(a, (size_t)asks * sizeof *question);
         for (int64_t begin = 0, end; begin < n; begin = end) {
             int64_t first = s->nquestions;
             for (end = begin; end < n && wave[end].answerer == wave[begin].answerer; end++) {
-                Job *j = &job[wave[end].job];
-                if (j->failed) {
-                    question[end] = -1;
-                    continue;
+                const Pending *p = &wave[end];
+                Job *j = &job[p->job];
+                for (int k = 0; k < p->n && !j->failed; k++) {
+                    Ask ask = ask_of(j, &j->prog->steps[p->step], &p->ask[k]);
+                    question[p->first + k] = question_for(s, p->answerer, &ask);
                 }
-                Ask ask = ask_of(j, &j->prog->steps[wave[end].step]);
-                question[end] = question_for(s, wave[end].answerer, &ask);
             }
             if (s->nquestions > first) answer_new(s, c, wave[begin].answerer, first, a);
         }
         for (int64_t k = 0; k < n; k++) {
             Job *j = &job[wave[k].job];
-            if (j->failed || question[k] < 0) continue;
+            if (j->failed || !conclude(s, j, &wave[k], question + wave[k].first, a)) continue;
             const Step *st = &j->prog->steps[wave[k].step];
-            GROW(s->record, s->record_cap, s->nrecords + 1);
-            s->record[s->nrecords++] = (StepRecord){wave[k].job, wave[k].step, (int)question[k]};
-            j->vars[st->out] = s->question[question[k]].answer.value;
             for (int u = 0; u < st->nusers && !j->failed; u++)
                 if (!--left[wave[k].job][st->users[u]])
                     advance(s, j, wave[k].job, st->users[u], left[wave[k].job], stack, a);

@@ -12,6 +12,7 @@
 /* What a question was answered. out and row: where the raw output lies, on the tape in training; NULL from stubs. */
 typedef struct Answer {
     Value value;
+    const char *why; /* not NULL: there is no answer, and this is the reason; steps that asked fail with it */
     const Outputs *out;
     int64_t row;
     struct Label *label; /* distillation: what the teacher says of the same question (teacher.h); else NULL */
@@ -28,7 +29,7 @@ typedef struct Answerer {
 /* One distinct question of a run of the scheduler. */
 typedef struct Question { int answerer; Ask ask; Answer answer; } Question;
 
-/* A module step that was taken: which question it put. */
+/* A module step that was taken: which question it put. Steps that put several have a record for each. */
 typedef struct StepRecord { int job, step, question; } StepRecord;
 
 /* One program on its images. vars: prog->nslots values, the inputs set by the caller (value_image with the id that

@@ -336,6 +336,7 @@ static bool write_trace(Distiller *d, int64_t step, const Sched *s, const Part *
         const Question *q = &s->question[r->question];
         const Label *b = q->answer.label;
         const Target *t = &l->target[r->question];
+        if (image_is_made(q->ask.image_id)) continue; /* drawn by a step: no file that a line could name */
         bool kept = l->verdict[i] == KEPT && t->kept;
         const float *p = kept && !b->is_loc ? t->lesson.p : b->p;
         const char *names[TOP];
@@ -405,11 +406,11 @@ static void keep_lessons(Distiller *d, const Batch *b, const Part *part) {
     for (int k = 0; k < d->reduce.parts; k++) {
         for (int64_t q = 0; q < d->sched[k].nquestions; q++) {
             const Ask *ask = &d->sched[k].question[q].ask;
-            if (part[k].l.target[q].kept)
+            if (part[k].l.target[q].kept && !image_is_made(ask->image_id)) /* a drawn image is gone then */
                 list[n++] = (ToKeep){place_of(&part[k].b, ask->image_id), *ask, part[k].l.target[q].lesson};
         }
         for (const OtherAsk *o = part[k].other; o; o = o->next)
-            if (!o->twice)
+            if (!o->twice && !image_is_made(o->ask.image_id))
                 list[n++] = (ToKeep){place_of(&part[k].b, o->ask.image_id), o->ask, distill_loc_lesson(o->label, o->ask.rect, a)};
     }
     arena_sort(a, list, n, sizeof *list, by_place);

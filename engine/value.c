@@ -23,10 +23,15 @@ const char *value_kinds_text(char *out, size_t size, unsigned kinds) {
 Boxes *boxes_new(Arena *a, int n, Rect of) {
     CHECK(n >= 0 && n <= BOXES_MAX, "%d boxes", n);
     Boxes *b = arena_alloc(a, sizeof *b + (size_t)n * sizeof b->box[0]);
-    b->n = n;
-    b->exact = false;
-    b->of = of;
+    *b = (Boxes){.n = n, .of = of};
     return b;
+}
+
+Value value_made(const ImageView *pixels) {
+    const uint64_t size = (uint64_t)(uint32_t)pixels->w << 32 | (uint32_t)pixels->h;
+    Value v = value_image(hash_bytes(pixels->rgb, (size_t)pixels->w * (size_t)pixels->h * 3, size) | UINT64_C(1) << 63, pixels->w, pixels->h);
+    v.image.pixels = pixels;
+    return v;
 }
 
 int float_text(char out[FLOAT_TEXT], double f) {

@@ -1,8 +1,9 @@
 /* value.h -- what a variable of a visual program can hold.
  *
- * A crop is a rectangle in pixels of the original image, never a copy of pixels. Strings, boxes and lists live in
- * the arena of whoever made the value (a job's arena, or the program's for constants); a Value only points to
- * them, so it is copied freely. Next: program.h.
+ * A crop is a rectangle in pixels of the original image, never a copy of pixels. A step that draws or edits makes an image
+ * of its own, which is then the original of what is cropped from it. Pixels, strings, boxes and lists live in the arena
+ * of whoever made the value (a job's arena, or the program's for constants); a Value only points to them, so it is
+ * copied freely. Next: program.h.
  */
 #pragma once
 #include "engine/arena.h"
@@ -16,7 +17,7 @@ typedef enum ValueKind {
     VAL_STR,
     VAL_IMAGE,
     VAL_BOXES,   /* what LOC found: rectangles with scores, best first */
-    VAL_OBJECTS, /* SEG, SELECT, FACEDET, CLASSIFY: boxes with a category; no module of this build makes them */
+    VAL_OBJECTS, /* SELECT and CLASSIFY: boxes chosen from others, with a class when that is known */
     VAL_LIST,    /* of strings */
     VAL_KINDS
 } ValueKind;
@@ -32,16 +33,24 @@ typedef struct Box {
     int query;   /* which of the model's output rows it came from; -1: none (LEFT, TOP, ...) */
 } Box;
 
+typedef struct Str { const char *s; int n; } Str; /* UTF-8, no zero byte at the end promised */
+
+/* What CLASSIFY says of a box. */
+typedef struct BoxClass {
+    Str name;
+    double score; /* 100 times the cosine, to one decimal */
+} BoxClass;
+
 typedef struct Boxes {
     int n;
     bool exact;  /* TOP, BOTTOM, LEFT, RIGHT: a side of the image, not a detection */
     Rect of;     /* the crop they were found on, in original pixels */
+    Str category; /* what all of them are: LOC's object; n = 0: not known */
+    const BoxClass *classes; /* of each; NULL: not classified */
     Box box[];
 } Boxes;
 
 enum { BOXES_MAX = 256 }; /* of one LOC step; lower scores are dropped */
-
-typedef struct Str { const char *s; int n; } Str; /* UTF-8, no zero byte at the end promised */
 
 typedef struct Value Value;
 struct Value {
@@ -53,7 +62,9 @@ struct Value {
         int64_t i;
         double f;
         Str str;
-        struct { uint64_t id; Rect rect; } image; /* id: the caller's name for the original image */
+        /* Of the original: id, the caller's name for it (or made from its pixels when a step drew it): equal ids, equal
+         * pixels; the pixels, where they are known (sched_run sees to it). */
+        struct { uint64_t id; Rect rect; const ImageView *pixels; } image;
         const Boxes *boxes;                       /* also of VAL_OBJECTS */
         struct { const Value *at; int n; } list;
     };
@@ -66,14 +77,18 @@ static inline Value value_float(double f) { return (Value){.kind = VAL_FLOAT, .f
 static inline Value value_str(const char *s, int n) { return (Value){.kind = VAL_STR, .str = {s, n}}; }
 /* A whole image of w x h pixels. */
 static inline Value value_image(uint64_t id, int w, int h) {
-    return (Value){.kind = VAL_IMAGE, .image = {id, {0, 0, w, h}}};
+    return (Value){.kind = VAL_IMAGE, .image = {id, {0, 0, w, h}, NULL}};
 }
+/* A whole image that a step made. The pixels must live as long as the value. */
+Value value_made(const ImageView *pixels);
+/* Ids of made images have their highest bit set; callers' own have not. */
+static inline bool image_is_made(uint64_t id) { return id >> 63; }
 static inline Value value_boxes(const Boxes *b) { return (Value){.kind = VAL_BOXES, .boxes = b}; }
 
 /* A string that ends with a zero byte: a copy in `a`. Of a program's constants `s` itself already does. */
 static inline const char *str_z(Arena *a, Str t) { return arena_strdup(a, t.s, (size_t)t.n); }
 
-/* Room for n boxes (n <= BOXES_MAX) found on `of`; the caller fills box[]. */
+/* Room for n boxes (n <= BOXES_MAX) found on `of`, of no category; the caller fills box[]. */
 Boxes *boxes_new(Arena *a, int n, Rect of);
 
 /* "a bool", "an int", "a string", "an image", ... for error sentences. */

@@ -55,6 +55,7 @@ static void answer_loc(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer
     const Detection *found = op_detect(c, out->logits, out->boxes, size, l->threshold, LOC_TAU, l->strict, most);
     for (int64_t i = 0; i < n; i++, found += most) {
         Boxes *b = boxes_new(a, most, ask[i].rect);
+        b->category = (Str){ask[i].query, (int)strlen(ask[i].query)};
         for (b->n = 0; b->n < most && found[b->n].query >= 0; b->n++)
             b->box[b->n] = (Box){found[b->n].rect, found[b->n].score, found[b->n].query};
         answer[i] = (Answer){.value = value_boxes(b), .out = out, .row = i};

@@ -154,6 +154,7 @@ static void stub_answer(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answe
         int w = rect_w(ask[i].rect), h = rect_h(ask[i].rect);
         Boxes *b = boxes_new(a, 1, ask[i].rect);
         b->box[0] = (Box){{w / 4, h / 4, 3 * w / 4, 3 * h / 4}, 0.9f, 0};
+        b->category = (Str){ask[i].query, (int)strlen(ask[i].query)};
         answer[i].value = value_boxes(b);
     }
 }
@@ -293,6 +294,38 @@ TEST(sched_missing_module) {
                !strcmp(job[0].err.text, "line 1: no LOC module is loaded"),
            "%s", job[0].err.text);
     EXPECT(!strcmp(result_text(&job[1]), "red"), "the other program: %s", result_text(&job[1]));
+    sched_close(&s);
+    arena_close(&a);
+}
+
+/* What an argument really is, is known only when a step runs: a number is no question, and a text that EVAL cut out of its
+ * expression ends where it ends. */
+typedef struct Listener { Answerer base; char heard[256]; ImageView image[8]; int64_t asked; } Listener;
+
+static void listener_answer(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
+    (void)c, (void)a;
+    Listener *l = (Listener *)self;
+    for (int64_t i = 0; i < n; i++) {
+        snprintf(l->heard, sizeof l->heard, "%s", ask[i].query);
+        l->image[l->asked++ % COUNT_OF(l->image)] = ask[i].image;
+        answer[i].value = value_str("red", 3);
+    }
+}
+
+TEST(sched_arguments) {
+    Arena a;
+    arena_open(&a, "test", NULL, (size_t)64 << 20);
+    Listener l = {.base = {"VQA", 0, listener_answer}};
+    Answerer *answerer[] = {&l.base};
+    Sched s;
+    sched_open(&s, answerer, 1);
+    Job *number = stub_jobs("A=EVAL(expr=\"1 if 2 > 1 else 'what?'\")\nB=VQA(image=IMAGE,question=A)\nR=RESULT(var=B)", 1, &a);
+    sched_run(&s, NULL, number, 1, &a);
+    EXPECT(number->failed && number->failed_step == 1 && !strcmp(number->err.text, "line 2: VQA: it wants a string for question, got an int") && !l.asked, "%s",
+           number->err.text);
+    Job *text = stub_jobs("A=EVAL(expr=\"'what?' if 2 > 1 else 'who?'\")\nB=VQA(image=IMAGE,question=A)\nR=RESULT(var=B)", 1, &a);
+    sched_run(&s, NULL, text, 1, &a);
+    EXPECT(!text->failed && !strcmp(l.heard, "what?"), "asked \"%s\"", l.heard);
     sched_close(&s);
     arena_close(&a);
 }
