@@ -15,12 +15,12 @@ WARN     := -Wall -Wextra -Werror -Wno-format-truncation
 comma    := ,
 SANFLAGS := -O1 -fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -Wno-error=maybe-uninitialized
 OPT      := $(if $(filter 1,$(SAN)),$(SANFLAGS),$(if $(filter 1,$(DEBUG)),-O0,-O3))
-CPPFLAGS := -I. -D_GNU_SOURCE
+CPPFLAGS := -I. -D_GNU_SOURCE -isystem /usr/include/freetype2
 CFLAGS   := -std=c17 -g $(OPT) -march=native -fno-math-errno -fopenmp -pthread $(WARN)
 EMUFLAGS := -std=c++17 -g $(if $(filter 1,$(SAN)),$(SANFLAGS),-O2) -march=native -ffp-contract=off -fno-math-errno -pthread $(WARN) -Wno-unknown-pragmas
 # Every load and store of a kernel calls tests/emu/access.cpp, as it is written: none merged.
 EMUSEES  := -fno-threadsafe-statics -fno-tree-vectorize -fno-tree-slp-vectorize -fno-store-merging $(if $(filter 1,$(SAN)),,-fsanitize=thread -fsanitize=alignment -fno-sanitize-recover=alignment)
-LDLIBS   := -ldnnl -ljpeg -ljansson -lcyaml -lutf8proc -lm
+LDLIBS   := -ldnnl -ljpeg -lpng -lfreetype -ljansson -lcyaml -lutf8proc -lm
 
 ifeq ($(filter 1,$(MPI)),1)
 ifeq ($(shell command -v mpicc),)

@@ -57,6 +57,10 @@
     TEXT(vqa, "", "model folder of the VQA module")                                                          \
     TEXT(loc, "", "model folder of the LOC module")                                                          \
     FLOAT(loc_threshold, 0.1, 0, 1, "LOC: boxes with a score above it are found (VisProg: 0.1)")             \
+    TEXT(clip, "", "run: model folder that SELECT and CLASSIFY ask (CLIP)")                                  \
+    TEXT(lists, "", "run: JSON file of the lists that LIST knows: {\"garden birds\": [\"robin\", \"wren\"]}")  \
+    TEXT(label_font, "", "run: font file of TAG's labels; empty: Debian's DejaVuSansMono-Bold.ttf")          \
+    TEXT(emoji_font, "", "run: font file of EMOJI's pictures; empty: Debian's NotoColorEmoji.ttf")           \
     TEXT(teacher, "", "model folder of the end-to-end teacher")
 
 #define TRAIN_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                        \

@@ -72,6 +72,11 @@ static void put_boxes(FILE *f, const Boxes *b, bool strict) {
         if (!trace_box(&r, b, i, strict)) continue;
         fprintf(f, "%s[%d,%d,%d,%d,", comma, r.x0, r.y0, r.x1, r.y1);
         json_put_float(f, b->box[i].score);
+        if (b->classes) {
+            putc_unlocked(',', f);
+            json_put_string(f, b->classes[i].name.s, (size_t)b->classes[i].name.n);
+            fprintf(f, ",%.1f", b->classes[i].score);
+        }
         putc_unlocked(']', f);
         comma = ",";
     }
@@ -109,15 +114,20 @@ void json_put_value(FILE *f, const Value *v, bool strict) {
 
 /* ---- boxes and probabilities ----------------------------------------------------------------------- */
 
-bool trace_box(Rect *out, const Boxes *b, int i, bool strict) {
-    const Rect r = b->box[i].rect, of = b->of;
+bool box_rect(Rect *out, const Box *b, bool exact, int w, int h, bool strict) {
+    const Rect r = b->rect;
     const int last = strict ? 0 : 1; /* the reference's boxes end at their last pixel */
-    const int w = rect_w(of), h = rect_h(of);
-    Rect in = {MAX(r.x0, 0), MAX(r.y0, 0), MIN(r.x1, w - last) + last, MIN(r.y1, h - last) + last};
-    if (b->exact && r.x1 < w - last) in.x1 = r.x1; /* but the middle of a side (LEFT, TOP) is where the half ends */
-    if (b->exact && r.y1 < h - last) in.y1 = r.y1;
-    *out = (Rect){of.x0 + in.x0, of.y0 + in.y0, of.x0 + in.x1, of.y0 + in.y1};
-    return in.x0 < in.x1 && in.y0 < in.y1;
+    *out = (Rect){MAX(r.x0, 0), MAX(r.y0, 0), MIN(r.x1, w - last) + last, MIN(r.y1, h - last) + last};
+    if (exact && r.x1 < w - last) out->x1 = r.x1; /* but the middle of a side (LEFT, TOP) is where the half ends */
+    if (exact && r.y1 < h - last) out->y1 = r.y1;
+    return out->x0 < out->x1 && out->y0 < out->y1;
+}
+
+bool trace_box(Rect *out, const Boxes *b, int i, bool strict) {
+    Rect in;
+    const bool there = box_rect(&in, &b->box[i], b->exact, rect_w(b->of), rect_h(b->of), strict);
+    *out = (Rect){b->of.x0 + in.x0, b->of.y0 + in.y0, b->of.x0 + in.x1, b->of.y0 + in.y1};
+    return there;
 }
 
 int trace_boxes(Rect *out, const Boxes *b, bool strict) {

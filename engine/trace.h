@@ -60,11 +60,14 @@ bool trace_close(Trace *t, Error *e);
 int trace_boxes(Rect *out, const Boxes *b, bool strict);
 /* One of them. False when nothing of it lies on the rectangle. */
 bool trace_box(Rect *out, const Boxes *b, int i, bool strict);
+/* The same, in pixels of the w x h image that the box is on. */
+bool box_rect(Rect *out, const Box *b, bool exact, int w, int h, bool strict);
 /* Indices of the k largest of p[0..n) that are > floor, largest first (of equals the first). Returns how many. */
 int top_probs(int *index, int k, const float *p, int n, float floor);
 
 /* For whoever writes JSON by the line: a string in quotes (bytes that are not UTF-8 become U+FFFD; s NULL: null), the shortest
- * digits that read back as the same float (null when it is no number), a value of a program. */
+ * digits that read back as the same float (null when it is no number), a value of a program (a classified object is
+ * [x0,y0,x1,y1,score,class,class score]). */
 void json_put_string(FILE *f, const char *s, size_t n);
 void json_put_float(FILE *f, float x);
 void json_put_rect(FILE *f, Rect r);

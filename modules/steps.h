@@ -9,9 +9,15 @@
  *   degenerate boxes    kept                                           dropped
  *   small crops         an EMPTY side grows to CROP_MIN pixels         every side below CROP_MIN grows
  *
+ *   SELECT query        items as they are between commas             without blanks around them; upper case or lower
+ *   nothing to edit     COLORPOP, BGBLUR: all is background          the image unchanged
+ *
  * (An empty crop makes the reference fail; so does a box beyond the image. Here crops stay inside the image and grow, and
- * the value says so: Value.grown.) The rows of editing and tagging steps parse and check; running one fails with the
- * network it lacks. Next: engine/program.h.
+ * the value says so: Value.grown. SELECT of nothing fails there; here it is nothing.)
+ *
+ * Objects are boxes: LOC's may be given wherever objects are wanted, and their category is what was looked for. An object's
+ * mask, which only SEG knows better, is its box. SEG, FACEDET and REPLACE parse and check; running one fails with the
+ * network it lacks. Next: engine/program.h; edit.h, what the editing steps do to pixels.
  */
 #pragma once
 #include "engine/program.h"
@@ -25,6 +31,9 @@ extern const Dialect dialect_gqa, dialect_nlvr;
 enum { CROP_MIN = 16 };
 
 typedef enum CropKind { CROP_AROUND, CROP_LEFTOF, CROP_RIGHTOF, CROP_ABOVE, CROP_BELOW } CropKind;
+
+/* The fonts of TAG's labels and of EMOJI's pictures, from now on; "": where Debian puts the reference's. Borrowed. */
+void steps_use_fonts(const char *label, const char *emoji);
 
 /* The reference's arithmetic: the rectangle that a crop of a W x H image takes, half-open, for the first box (NULL: none
  * found). May be empty or, for a box beyond the image, stick out: see crop_image. */

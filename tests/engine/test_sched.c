@@ -330,6 +330,197 @@ TEST(sched_arguments) {
     arena_close(&a);
 }
 
+/* ---- steps that put several questions --------------------------------------------------------------- */
+
+/* LOC finds three birds; CLIP likes them as this table says. */
+static const struct { const char *text; double score[3]; } likes[] = {
+    {"robin", {0.30, 0.31, 0.28}}, {"wren", {0.25, 0.20, 0.2999}}, {"other", {0.1, 0.35, -0.2}},
+    {"tit", {0.2504, 0.2502, 0.2499}}, {"none", {-0.1, 0, -0.3}}, {" wren", {0.9, 0, 0}},
+};
+static const int bird_at[3] = {10, 60, 110};
+
+typedef struct Birds { Answerer base; int64_t asked, calls; const char *category; int n; } Birds;
+
+static void birds_answer(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
+    (void)c;
+    Birds *w = (Birds *)self;
+    w->asked += n;
+    w->calls++;
+    for (int64_t i = 0; i < n; i++) {
+        if (!strcmp(self->module, "LIST")) {
+            static const Value items[] = {{.kind = VAL_STR, .str = {"robin", 5}}, {.kind = VAL_STR, .str = {"wren", 4}}, {.kind = VAL_STR, .str = {"tit", 3}}};
+            if (strcmp(ask[i].query, "birds")) answer[i].why = "I know of birds only";
+            else answer[i].value = (Value){.kind = VAL_LIST, .list = {items, 3}};
+            continue;
+        }
+        if (!strcmp(self->module, "LOC")) {
+            Boxes *b = boxes_new(a, w->n, ask[i].rect);
+            for (int k = 0; k < w->n; k++) b->box[k] = (Box){{bird_at[k], 20, bird_at[k] + 40, 100}, 0.9f - 0.1f * (float)k, k};
+            b->category = (Str){w->category, (int)strlen(w->category)};
+            answer[i].value = value_boxes(b);
+            continue;
+        }
+        int text = 0, object = 0;
+        while (text < COUNT_OF(likes) && strcmp(likes[text].text, ask[i].query)) text++;
+        while (object < 3 && bird_at[object] != ask[i].rect.x0) object++;
+        EXPECT(object < 3 && ask[i].rect.y0 == 20 && ask[i].rect.x1 == bird_at[object] + 40 && ask[i].rect.y1 == 100, "asked about [%d, %d, %d, %d]", ask[i].rect.x0,
+               ask[i].rect.y0, ask[i].rect.x1, ask[i].rect.y1);
+        answer[i].value = value_float(text < COUNT_OF(likes) ? likes[text].score[object % 3] : 0);
+    }
+}
+
+/* "1 robin 31.0, 2 wren 30.0": each object's number, and its class when it has one. */
+static const char *objects_text(const Job *j) {
+    static char out[512];
+    if (j->failed) return j->err.text;
+    const Value *v = program_result(j->prog, j->vars);
+    *out = 0;
+    for (int i = 0; i < v->boxes->n; i++) {
+        char *at = out + strlen(out);
+        const size_t left = sizeof out - (size_t)(at - out);
+        int k = 0;
+        while (bird_at[k] != v->boxes->box[i].rect.x0) k++;
+        if (v->boxes->classes) snprintf(at, left, "%s%d %.*s %.1f", i ? ", " : "", k, v->boxes->classes[i].name.n, v->boxes->classes[i].name.s, v->boxes->classes[i].score);
+        else snprintf(at, left, "%s%d", i ? ", " : "", k);
+    }
+    return out;
+}
+
+#define FIND "O=LOC(image=IMAGE,object='x')\n"
+
+TEST(sched_objects) {
+    static const struct { const char *category, *line; int n, asked; const char *want, *strict; } cases[] = {
+        /* Each object is of its best class; of each class the best object, best first. 29.99 is 30.0. */
+        {"bird", "P=CLASSIFY(image=IMAGE,object=O,categories=['robin','wren'])", 3, 6, "1 robin 31.0, 2 wren 30.0", NULL},
+        {"bird", "P=CLASSIFY(image=IMAGE,object=O,categories='wren, robin')", 3, 6, "1 robin 31.0, 2 wren 30.0", NULL},
+        {"bird", "P=CLASSIFY(image=IMAGE,object=O,categories=['robin','wren','other'])", 3, 9, "1 other 35.0, 0 robin 30.0, 2 wren 30.0", NULL},
+        {"bird", "P=CLASSIFY(image=IMAGE,object=O,categories=['robin'])", 3, 6, "1 other 35.0, 0 robin 30.0", NULL},
+        {"bird", "P=CLASSIFY(image=IMAGE,object=O,categories=['tit','none'])", 3, 6, "0 tit 25.0", NULL}, /* all three are 25.0: the first */
+        {"bird", "P=CLASSIFY(image=IMAGE,object=O,categories=['none','wren-like'])", 3, 6, "", NULL},  /* no score is above 0 */
+        {"bird", "P=CLASSIFY(image=IMAGE,object=O,categories=['robin','wren'])", 0, 0, "", NULL},
+        {"bird", "P=CLASSIFY(image=IMAGE,object=O,categories=[])", 3, 0, "line 2: CLASSIFY: there are no categories to tell apart", NULL},
+        /* By name without asking, else for each text the best object. */
+        {"bird", "P=SELECT(image=IMAGE,object=O,query='Bird',category=None)", 3, 0, "0, 1, 2", NULL},
+        {"bird", "P=SELECT(image=IMAGE,object=O,query='robin,bird')", 3, 0, "0, 1, 2", NULL},
+        {"bird-merged", "P=SELECT(image=IMAGE,object=O,query='bird')", 2, 0, "0, 1", NULL},
+        {"bird-other-merged", "P=SELECT(image=IMAGE,object=O,query='bird')", 2, 0, "0, 1", NULL},
+        {"bird-other", "P=SELECT(image=IMAGE,object=O,query='bird,robin')", 3, 6, "0, 1", NULL},
+        {"Bird", "P=SELECT(image=IMAGE,object=O,query='bird')", 3, 3, "0", "0, 1, 2"},
+        {"bird", "P=SELECT(image=IMAGE,object=O,query='robin,wren')", 3, 6, "1, 2", NULL},
+        {"bird", "P=SELECT(image=IMAGE,object=O,query='robin, wren')", 3, 6, "1, 0", "1, 2"},
+        {"bird", "P=SELECT(image=IMAGE,object=O,query='robin,robin')", 3, 3, "1, 1", NULL},
+        {"bird", "P=SELECT(image=IMAGE,object=O,query='bird',category='birds of prey')", 3, 3, "0", NULL},
+        {"", "P=SELECT(image=IMAGE,object=O,query='')", 3, 3, "0", NULL},
+        {"bird", "P=SELECT(image=IMAGE,object=O,query='bird')", 0, 0, "", NULL},
+        /* What is selected keeps its class. */
+        {"bird", "C=CLASSIFY(image=IMAGE,object=O,categories=['robin','wren'])\nP=SELECT(image=IMAGE,object=C,query='wren')", 3, 6, "2 wren 30.0", NULL},
+    };
+    Arena a;
+    arena_open(&a, "test", NULL, (size_t)64 << 20);
+    Birds loc = {.base = {"LOC", 0, birds_answer}}, clip = {.base = {"CLIP", 4, birds_answer}};
+    Answerer *answerer[] = {&loc.base, &clip.base};
+    Sched s;
+    sched_open(&s, answerer, 2);
+    for (int i = 0; i < 2 * COUNT_OF(cases); i++) {
+        const bool strict = i & 1;
+        const char *want = strict && cases[i / 2].strict ? cases[i / 2].strict : cases[i / 2].want;
+        char text[512];
+        snprintf(text, sizeof text, FIND "%s\nR=RESULT(var=P)", cases[i / 2].line);
+        loc.category = cases[i / 2].category;
+        loc.n = cases[i / 2].n;
+        clip.asked = clip.calls = 0;
+        Job *job = stub_jobs(text, 2, &a); /* two programs, one image: each question once */
+        if (strict) {
+            Dialect d = dialect_gqa;
+            Error e = {0};
+            d.strict = true;
+            CHECK(program_parse((Program *)(uintptr_t)job->prog, &a, &d, text, strlen(text), &e), "%s", e.text);
+        }
+        job[1].image_id = job[0].image_id, job[1].vars[0] = job[0].vars[0];
+        sched_run(&s, NULL, job, 2, &a);
+        for (int k = 0; k < 2; k++) EXPECT(!strcmp(objects_text(&job[k]), want), "%s: %s, not %s", text, objects_text(&job[k]), want);
+        EXPECT(strict || clip.asked == cases[i / 2].asked, "%s: %d questions to CLIP", text, (int)clip.asked);
+        EXPECT(clip.calls == (clip.asked + 3) / 4, "%d questions in %d calls of 4 at most", (int)clip.asked, (int)clip.calls);
+        arena_reset(&a, 0);
+    }
+    /* Without the module: a program that need not ask it does not miss it. */
+    sched_close(&s);
+    sched_open(&s, answerer, 1);
+    loc.category = "bird";
+    loc.n = 3;
+    Job *fine = stub_jobs(FIND "P=SELECT(image=IMAGE,object=O,query='bird')\nR=RESULT(var=P)", 1, &a),
+        *asks = stub_jobs(FIND "P=SELECT(image=IMAGE,object=O,query='robin')\nR=RESULT(var=P)", 1, &a);
+    sched_run(&s, NULL, fine, 1, &a);
+    EXPECT(!strcmp(objects_text(fine), "0, 1, 2"), "%s", objects_text(fine));
+    sched_run(&s, NULL, asks, 1, &a);
+    EXPECT(!strcmp(objects_text(asks), "line 2: no CLIP module is loaded"), "%s", objects_text(asks));
+    sched_close(&s);
+    arena_close(&a);
+}
+
+/* Knowledge tagging: the list and the boxes in one wave, all pairs in the next. Whoever has no answer fails his program only. */
+TEST(sched_list_and_tag) {
+    Arena a;
+    arena_open(&a, "test", NULL, (size_t)64 << 20);
+    Birds loc = {.base = {"LOC", 0, birds_answer}, .category = "bird", .n = 3}, clip = {.base = {"CLIP", 0, birds_answer}}, list = {.base = {"LIST", 0, birds_answer}};
+    Answerer *answerer[] = {&loc.base, &clip.base, &list.base};
+    Sched s;
+    sched_open(&s, answerer, 3);
+    const char *const tail = "P=CLASSIFY(image=IMAGE,object=O,categories=L)\nR=RESULT(var=P)";
+    char good[512], few[512], bad[512], none[512];
+    snprintf(good, sizeof good, FIND "L=LIST(query='birds',max=20)\n%s", tail);
+    snprintf(few, sizeof few, FIND "L=LIST(query='birds',max=2)\n%s", tail);
+    snprintf(bad, sizeof bad, FIND "L=LIST(query='cars',max=20)\n%s", tail);
+    snprintf(none, sizeof none, FIND "L=LIST(query='birds',max=0)\n%s", tail);
+    Job *job = ARENA_NEW(&a, Job, 4);
+    job[0] = *stub_jobs(good, 1, &a), job[1] = *stub_jobs(bad, 1, &a), job[2] = *stub_jobs(few, 1, &a), job[3] = *stub_jobs(none, 1, &a);
+    sched_run(&s, NULL, job, 4, &a);
+    EXPECT(!strcmp(objects_text(&job[0]), "1 robin 31.0, 2 wren 30.0"), "%s", objects_text(&job[0]));
+    EXPECT(!strcmp(objects_text(&job[2]), "1 robin 31.0, 2 wren 30.0"), "%s", objects_text(&job[2]));
+    EXPECT(!strcmp(objects_text(&job[1]), "line 2: LIST: I know of birds only") && job[1].failed_step == 1, "%s", objects_text(&job[1]));
+    EXPECT(!strcmp(objects_text(&job[3]), "line 2: LIST: max is 0, a list has at least one thing"), "%s", objects_text(&job[3]));
+    EXPECT(s.waves == 2 && list.asked == 2 && clip.asked == 9 && clip.calls == 1, "%d waves, %d lists, %d questions in %d calls", s.waves, (int)list.asked,
+           (int)clip.asked, (int)clip.calls);
+    int64_t records = 0;
+    for (int64_t k = 0; k < s.nrecords; k++) records += s.record[k].job == 0;
+    EXPECT(records == 1 + 1 + 9, "%" PRId64 " records of the first program", records);
+    sched_close(&s);
+    arena_close(&a);
+}
+
+/* What a step draws is an image like any other: asked about with its own pixels, equal ones once, different ones apart. */
+TEST(sched_made_images) {
+    enum { W = 64, H = 48 };
+    Arena a;
+    arena_open(&a, "test", NULL, (size_t)64 << 20);
+    Listener l = {.base = {"VQA", 0, listener_answer}};
+    Answerer *answerer[] = {&l.base};
+    Sched s;
+    sched_open(&s, answerer, 1);
+    uint8_t *rgb = arena_alloc(&a, 2 * W * H * 3);
+    for (int i = 0; i < 2 * W * H * 3; i++) rgb[i] = (uint8_t)(i * 31 + i / 700);
+    static const char text[] = "B=LOC(image=IMAGE,object='LEFT')\nI=COLORPOP(image=IMAGE,object=B)\nJ=CROP(image=I,box=B)\nC=VQA(image=I,question='q')\n"
+                               "D=VQA(image=J,question='q')\nE=VQA(image=IMAGE,question='q')\nF=EVAL(expr='{C} == {D} and {D} == {E}')\nR=RESULT(var=F)";
+    Job *job = stub_jobs(text, 3, &a);
+    for (int i = 0; i < 3; i++) { /* the first two look at the same picture under one name, the third at another */
+        ((ImageView *)(uintptr_t)job[i].image)[0] = (ImageView){rgb + (i == 2) * W * H * 3, W, H};
+        ((uint64_t *)(uintptr_t)job[i].image_id)[0] = i == 2;
+        job[i].vars[0] = value_image(i == 2, W, H);
+    }
+    sched_run(&s, NULL, job, 3, &a);
+    EXPECT(s.nquestions == 6 && l.asked == 6, "%" PRId64 " questions", s.nquestions);
+    int own = 0;
+    for (int i = 0; i < 6; i++) {
+        own += l.image[i].rgb != rgb && l.image[i].rgb != rgb + W * H * 3;
+        EXPECT(l.image[i].w == W && l.image[i].h == H && l.image[i].rgb, "question %d has no pixels", i);
+    }
+    EXPECT(own == 4, "%d questions about pixels that a step made", own);
+    for (int i = 0; i < 3; i++) EXPECT(!job[i].failed && program_result(job[i].prog, job[i].vars)->b, "job %d: %s", i, job[i].err.text);
+    EXPECT(job[0].vars[2].image.id == job[1].vars[2].image.id && job[0].vars[2].image.id != job[2].vars[2].image.id, "ids follow the pixels");
+    sched_close(&s);
+    arena_close(&a);
+}
+
 /* The interpreter alone. The rate is told, not asserted: machines differ. The counts are. */
 TEST(sched_speed_and_allocations) {
     enum { N = 10000, ROUNDS = 5 };
