@@ -15,6 +15,8 @@
 enum {
     INPUT_SIDE = 896,          /* an input's copy: longer side at most, */
     INPUT_BYTES = 250 << 10,   /* and size of its JPEG */
+    MADE_SIDE = 480,           /* the only copy of an image that a step made */
+    MADE_BYTES = 22 << 10,
     CROP_SIDE = 240,           /* a crop's own copy */
     CROP_BYTES = 8 << 10,
     CROP_BYTES_EACH = 6 << 10, /* budget of own copies: so much per program, */
@@ -40,18 +42,18 @@ static const char style[] =
     "article,nav{background:var(--card);border:1px solid var(--line);border-radius:12px;overflow:hidden}\n"
     "nav{padding:10px 18px}nav summary{cursor:pointer;font-weight:600}nav ol{columns:2 380px;column-gap:36px;margin:8px 0 6px;padding-left:34px}\n"
     "nav li{break-inside:avoid;padding:2px 0;color:var(--dim)}nav li a{color:inherit;text-decoration:none;display:flex;gap:10px}\n"
-    "nav li a:hover .q{text-decoration:underline}nav .q{color:var(--ink);flex:1;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}\n"
+    "nav li b{max-width:50%;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}nav li a:hover .q{text-decoration:underline}nav .q{color:var(--ink);flex:1;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}\n"
     ".top{display:flex;gap:14px;align-items:center;padding:14px 18px}.top>div{flex:1;min-width:0}\n"
     ".verdict{border-radius:8px;padding:5px 14px;font-weight:650;font-size:16px;background:var(--greenbg);color:var(--green);max-width:45%;"
     "overflow-wrap:anywhere}.verdict.bad{background:var(--redbg);color:var(--red)}\n"
     ".say{padding:10px 18px;background:var(--redbg);color:var(--red);border-top:1px solid var(--line);overflow-wrap:anywhere}\n"
     ".step{display:grid;grid-template-columns:26px minmax(0,1fr) auto;gap:4px 12px;padding:11px 18px;border-top:1px solid var(--line);"
     "border-left:4px solid transparent}\n"
-    ".step.vqa{border-left-color:var(--violet)}.step.loc{border-left-color:var(--red)}.step.crop{border-left-color:var(--green)}\n"
+    ".step.vqa{border-left-color:var(--violet)}.step.loc{border-left-color:var(--red)}.step.crop{border-left-color:var(--green)}.step.edit{border-left-color:var(--amber)}.step.ask{border-left-color:var(--blue)}\n"
     ".step.bad{background:var(--redbg);border-left-color:var(--red)}.step.off{opacity:.5}\n"
     ".n{color:var(--dim);font-size:13px;text-align:right;font-variant-numeric:tabular-nums;padding-top:2px}\n"
     ".code{overflow-wrap:anywhere;white-space:pre-wrap}.v{color:var(--blue)}.f{font-weight:650}.s{color:var(--amber)}\n"
-    ".loc .f{color:var(--red)}.vqa .f{color:var(--violet)}.crop .f{color:var(--green)}\n"
+    ".loc .f{color:var(--red)}.vqa .f{color:var(--violet)}.crop .f{color:var(--green)}.edit .f{color:var(--amber)}.ask .f{color:var(--blue)}\n"
     ".out{margin-top:6px}.out b{font-size:16px}\n"
     ".pics{display:flex;gap:8px;align-items:center;justify-content:flex-end}.pics svg,.inputs svg{border-radius:6px;background:#8884;display:block}\n"
     ".arrow{color:var(--dim);font-size:18px}\n"
@@ -121,7 +123,8 @@ static void put_value(FILE *f, const Value *v) {
         break;
     case VAL_IMAGE: {
         const Rect r = v->image.rect;
-        fprintf(f, "%d × %d pixels at (%d, %d)", rect_w(r), rect_h(r), r.x0, r.y0);
+        fprintf(f, "%d × %d pixels", rect_w(r), rect_h(r));
+        if (!image_is_made(v->image.id) || r.x0 || r.y0) fprintf(f, " at (%d, %d)", r.x0, r.y0);
         break;
     }
     case VAL_BOXES:
@@ -187,10 +190,26 @@ static int find_image(const Html *h, uint64_t id) {
     return -1;
 }
 
-/* What shows this rectangle best: 'i' the input's copy, 'c' a copy of its own (made here when the budget allows). Outside any
- * open picture. */
+/* What shows a rectangle best: 'i' the input's copy, 'm' that of an image that a step made, 'c' a copy of its own. */
 typedef struct Source { char kind; int64_t id; } Source;
-static Source source_for(Html *h, int image, Rect r) {
+
+/* The image as it is in the page; it is put there when it is new. */
+static Source source_for_made(Html *h, const Value *v) {
+    for (int64_t i = 0; i < h->nmade; i++)
+        if (h->made[i] == v->image.id) return (Source){'m', i};
+    float scale;
+    const ImageView *im = v->image.pixels;
+    embed(h, im, (Rect){0, 0, im->w, im->h}, 'm', h->nmade, MADE_SIDE, MADE_BYTES, &scale);
+    GROW(h->made, h->made_cap, h->nmade + 1);
+    h->made[h->nmade++] = v->image.id;
+    return (Source){'m', h->nmade - 1};
+}
+
+/* For an image value. Not to be called inside an open picture: what is new is embedded here, crops when the budget allows. */
+static Source source_for(Html *h, const Value *v) {
+    if (image_is_made(v->image.id)) return source_for_made(h, v);
+    const int image = find_image(h, v->image.id);
+    const Rect r = v->image.rect;
     Source whole = {'i', image};
     const float s = h->scale[image];
     const int w = rect_w(r), hh = rect_h(r);
@@ -221,13 +240,23 @@ static void outline(FILE *f, Rect r, const char *color, double width) {
             r.x0, r.y0, rect_w(r), rect_h(r), color, width);
 }
 
-/* The best box in red, the others in blue, the best on top. */
-static void draw_boxes(Html *h, const Boxes *b, bool strict) {
+/* On the rectangle `of`: the best box in red, the others in blue, the best on top. Objects are all as good: they are blue. */
+static void draw_boxes(Html *h, const Value *v, Rect of, bool strict) {
+    const Boxes *b = v->boxes;
     for (int i = MIN(b->n, BOXES_DRAWN) - 1; i >= 0; i--) {
+        const bool best = !i && v->kind == VAL_BOXES;
         Rect r;
-        if (!trace_box(&r, b, i, strict)) continue;
-        outline(h->f, r, i ? "#2563eb" : "#ef2b1d", i ? 1.75 : 2.5);
-        fprintf(h->f, "<title>%.3f  [%d, %d, %d, %d]</title></rect>", (double)b->box[i].score, r.x0, r.y0, r.x1, r.y1);
+        if (!box_rect(&r, &b->box[i], b->exact, rect_w(of), rect_h(of), strict)) continue;
+        r = (Rect){of.x0 + r.x0, of.y0 + r.y0, of.x0 + r.x1, of.y0 + r.y1};
+        outline(h->f, r, best ? "#ef2b1d" : "#2563eb", best ? 2.5 : 1.75);
+        fputs("<title>", h->f);
+        if (b->classes) {
+            html_put(h->f, b->classes[i].name.s, (size_t)b->classes[i].name.n);
+            fprintf(h->f, " (%.1f)", b->classes[i].score);
+        } else {
+            fprintf(h->f, "%.3f", (double)b->box[i].score);
+        }
+        fprintf(h->f, "  [%d, %d, %d, %d]</title></rect>", r.x0, r.y0, r.x1, r.y1);
     }
 }
 
@@ -242,32 +271,53 @@ static Value slot_value(const Html *h, const ProgramView *p, int slot, int i) {
     return value_none();
 }
 
-/* The image argument of a step, with LOC's boxes; for a crop, where it lies and what it shows. */
+/* The value of the step's first argument of this kind, when it is a variable. */
+static Value argument(const Html *h, const ProgramView *p, int i, ValueKind kind) {
+    const Step *st = &p->prog->steps[i];
+    for (int k = 0; k < st->kind->nargs; k++) {
+        if (st->arg[k] == ARG_NONE || st->arg[k] < 0) continue;
+        const Value v = slot_value(h, p, st->arg[k], i);
+        if (v.kind == kind) return v;
+    }
+    return value_none();
+}
+
+/* Closes the picture before, and shows what came of it. */
+static void picture_after(Html *h, Source s, Rect r, int w, int hh, const char *what) {
+    fputs("</svg><span class=\"arrow\">→</span>", h->f);
+    picture(h, s, r, w, hh, what);
+    fputs("</svg>", h->f);
+}
+
+/* The image argument of a step, with the boxes that came of it; for a crop, where it lies and what it shows; for a step that draws,
+ * before (with its objects) and after. */
 static void put_pictures(Html *h, const ProgramView *p, int i) {
     const Step *st = &p->prog->steps[i];
     const Value *value = p->step[i].value;
-    Value from = value_none();
-    for (int k = 0; k < st->kind->nargs && from.kind != VAL_IMAGE; k++)
-        if (st->arg[k] != ARG_NONE && st->arg[k] >= 0) from = slot_value(h, p, st->arg[k], i);
-    if (from.kind != VAL_IMAGE) return;
-    const int image = find_image(h, from.image.id);
-    if (image < 0) return;
-    const bool crop = value && value->kind == VAL_IMAGE && st->kind->role == STEP_PLAIN;
+    const Value from = argument(h, p, i, VAL_IMAGE);
+    if (from.kind != VAL_IMAGE || (!image_is_made(from.image.id) && find_image(h, from.image.id) < 0)) return;
+    const bool image = value && value->kind == VAL_IMAGE && st->kind->role == STEP_PLAIN, drawn = image && value->image.id != from.image.id;
     const Rect r = from.image.rect;
-    const Source s = source_for(h, image, r), to = crop ? source_for(h, image, value->image.rect) : s;
+    const Source s = source_for(h, &from), to = image ? source_for(h, value) : s;
     fputs("<div class=\"pics\">", h->f);
-    if (crop) {
+    if (drawn) {
+        Value objects = argument(h, p, i, VAL_OBJECTS);
+        if (objects.kind == VAL_NONE) objects = argument(h, p, i, VAL_BOXES);
+        picture(h, s, r, SHOWN_W, SHOWN_H, "before");
+        if (objects.kind != VAL_NONE) draw_boxes(h, &objects, r, p->prog->strict); /* as the step takes them: on this image, wherever they were found */
+        picture_after(h, to, value->image.rect, SHOWN_W, SHOWN_H, "after");
+    } else if (image) {
         const Rect c = value->image.rect;
         picture(h, s, r, SHOWN_W / 2, SHOWN_H * 3 / 4, "where the crop lies");
         fprintf(h->f, "<path fill=\"#000\" fill-opacity=\".5\" fill-rule=\"evenodd\" d=\"M%d %dH%dV%dH%dZM%d %dH%dV%dH%dZ\"/>", r.x0, r.y0, r.x1, r.y1, r.x0,
                 c.x0, c.y0, c.x1, c.y1, c.x0);
         outline(h->f, c, "#22c55e", 2);
-        fputs("</rect></svg><span class=\"arrow\">→</span>", h->f);
-        picture(h, to, c, SHOWN_W / 2, SHOWN_H * 3 / 4, "the crop");
-        fputs("</svg>", h->f);
+        fputs("</rect>", h->f);
+        picture_after(h, to, c, SHOWN_W / 2, SHOWN_H * 3 / 4, "the crop");
     } else {
-        picture(h, s, r, SHOWN_W, SHOWN_H, st->module ? "what the module was shown" : "the image");
-        if (value && value->kind == VAL_BOXES) draw_boxes(h, value->boxes, p->prog->strict);
+        const bool result = st->kind->role == STEP_RESULT;
+        picture(h, s, r, result ? 2 * SHOWN_W : SHOWN_W, result ? 2 * SHOWN_H : SHOWN_H, st->module ? "what the module was shown" : "the image");
+        if (value && (value->kind == VAL_BOXES || value->kind == VAL_OBJECTS)) draw_boxes(h, value, value->boxes->of, p->prog->strict);
         fputs("</svg>", h->f);
     }
     fputs("</div>", h->f);
@@ -305,12 +355,16 @@ static void put_flags(FILE *f, const Value *v) {
     if (v->grown) fputs("<span class=\"flag\" title=\"the crop was empty or too small and was enlarged\">grown</span>", f);
 }
 
-static void put_scores(FILE *f, const Boxes *b) {
+static void put_scores(FILE *f, const Value *v) {
+    const Boxes *b = v->boxes;
     fputs("<div class=\"out\">", f);
-    if (!b->n) fputs("<b>nothing found</b>", f);
+    if (!b->n) fputs(v->kind == VAL_BOXES ? "<b>nothing found</b>" : "<b>none</b>", f);
     for (int i = 0; i < MIN(b->n, SCORES_TOLD); i++) {
-        fprintf(f, "<span class=\"chip%s\"><i></i>", i ? "" : " first");
-        if (b->exact) fputs("a side of the image", f);
+        fprintf(f, "<span class=\"chip%s\"><i></i>", i || v->kind != VAL_BOXES ? "" : " first");
+        if (b->classes) {
+            html_put(f, b->classes[i].name.s, (size_t)b->classes[i].name.n);
+            fprintf(f, " %.1f", b->classes[i].score);
+        } else if (b->exact) fputs("a side of the image", f);
         else fprintf(f, "%.2f", (double)b->box[i].score);
         fputs("</span>", f);
     }
@@ -357,8 +411,8 @@ static void put_outcome(FILE *f, const ProgramView *p, int i) {
         }
         return;
     }
-    if (s->value->kind == VAL_BOXES && st->kind->role == STEP_PLAIN) {
-        put_scores(f, s->value->boxes);
+    if ((s->value->kind == VAL_BOXES || s->value->kind == VAL_OBJECTS) && st->kind->role == STEP_PLAIN) {
+        put_scores(f, s->value);
         return;
     }
     const bool image = s->value->kind == VAL_IMAGE;
@@ -375,7 +429,7 @@ static void put_outcome(FILE *f, const ProgramView *p, int i) {
 static void put_step(Html *h, const ProgramView *p, int i) {
     const Step *st = &p->prog->steps[i];
     const bool failed = p->failed_step == i, done = p->step[i].value;
-    const char *kind = !strcmp(st->kind->name, "LOC") ? " loc" : !strcmp(st->kind->name, "VQA") ? " vqa" : !strncmp(st->kind->name, "CROP", 4) ? " crop" : "";
+    const char *kind = !strcmp(st->kind->name, "LOC") ? " loc" : !strcmp(st->kind->name, "VQA") ? " vqa" : !strncmp(st->kind->name, "CROP", 4) ? " crop" : (st->kind->result & KINDS_ANY) == KIND(VAL_IMAGE) ? " edit" : st->module ? " ask" : "";
     fprintf(h->f, "<div class=\"step%s%s\"><div class=\"n\">%d</div><div><code class=\"code\">", kind, failed ? " bad" : done ? "" : " off", i + 1);
     put_code(h->f, p->prog->text + st->text, st->ntext);
     fputs("</code>", h->f);
@@ -502,6 +556,7 @@ bool html_close(Html *h, Error *e) {
     }
     free(h->index);
     free(h->crop);
+    free(h->made);
     free(h->path);
     *h = (Html){0};
     return ok;

@@ -62,9 +62,18 @@ static void answer_loc(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer
     }
 }
 
+/* The cosine of each rectangle and text. */
+static void answer_clip(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
+    (void)a;
+    Outputs *out = ARENA_NEW(c->host, Outputs, 1);
+    module_forward(((ModuleAnswerer *)self)->module, c, ask, n, out);
+    const float *cosine = to_host(c, out->logits);
+    for (int64_t i = 0; i < n; i++) answer[i] = (Answer){.value = value_float((double)cosine[i]), .out = out, .row = i};
+}
+
 void module_answerer(ModuleAnswerer *a, Module *m, int64_t max_batch) {
-    bool vqa = !strcmp(m->type->step, "VQA");
-    *a = (ModuleAnswerer){{m->type->step, max_batch, vqa ? answer_vqa : answer_loc}, m, LOC_THRESHOLD, false};
+    const char *step = m->type->step;
+    *a = (ModuleAnswerer){{step, max_batch, !strcmp(step, "VQA") ? answer_vqa : !strcmp(step, "LOC") ? answer_loc : answer_clip}, m, LOC_THRESHOLD, false};
 }
 
 Module *module_open_for(const char *step, const char *folder, Device *dev, ModuleUse use, Error *e) {

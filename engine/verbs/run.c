@@ -9,17 +9,24 @@
 #include "engine/trace.h"
 #include "engine/verbs/verbs.h"
 #include "data/jpeg.h"
+#include "data/png.h"
 #include "modules/answer.h"
+#include "modules/lists.h"
 #include "modules/steps.h"
 
 #include <errno.h>
 #include <unistd.h>
 
-enum { CHUNK = 128, FILE_LIMIT = 64 << 20, IMAGE_LIMIT = 256 << 20, RESULT_TEXT = 1024 };
+enum { CHUNK = 128, PAIRS = 4096, FILE_LIMIT = 64 << 20, IMAGE_LIMIT = 256 << 20, RESULT_TEXT = 1024 };
+
+/* Who is asked: networks, and at the end the file of lists. */
+enum { NETWORKS = 3, LISTS = NETWORKS, ASKED };
+static const char *const asked_names[ASKED] = {"VQA", "LOC", "CLIP", "LIST"}, *const asked_options[ASKED] = {"vqa", "loc", "clip", "lists"};
 
 typedef struct Options {
     const char *image[2]; /* IMAGE, or LEFT and RIGHT */
-    const char *program, *vqa, *loc, *trace, *json;
+    const char *asked[ASKED]; /* a folder, or the file of lists; "": not given */
+    const char *program, *trace, *json, *images;
     bool strict;
 } Options;
 
@@ -40,9 +47,10 @@ typedef struct Runner {
     size_t size;
     Passage *block;
     int64_t nblocks, cap_blocks;
-    Module *module[2];
-    ModuleAnswerer answers[2]; /* VQA, LOC */
-    Answerer *answerer[2];
+    Module *module[NETWORKS];
+    ModuleAnswerer answers[NETWORKS];
+    ListAnswerer lists;
+    Answerer *answerer[ASKED];
     int nanswerers;
     Sched sched;
     const Outputs *read;       /* whose logits were read back last, */
@@ -57,14 +65,14 @@ typedef struct Runner {
 
 static bool read_options(Options *o, const Args *a, Error *e) {
     const struct { const char *name; const char **to; } rows[] = {
-        {"--image", &o->image[0]}, {"--left", &o->image[0]}, {"--right", &o->image[1]}, {"--program", &o->program},
-        {"--vqa", &o->vqa},        {"--loc", &o->loc},       {"--trace", &o->trace},    {"--json", &o->json},
+        {"--image", &o->image[0]}, {"--left", &o->image[0]}, {"--right", &o->image[1]}, {"--program", &o->program}, {"--vqa", &o->asked[0]}, {"--loc", &o->asked[1]},
+        {"--clip", &o->asked[2]},  {"--lists", &o->asked[LISTS]}, {"--trace", &o->trace}, {"--json", &o->json},     {"--images", &o->images},
     };
     const char *names[COUNT_OF(rows) + 1];
     bool seen[COUNT_OF(rows)] = {0};
     for (int k = 0; k < COUNT_OF(rows); k++) names[k] = rows[k].name;
     names[COUNT_OF(rows)] = "--strict";
-    *o = (Options){.vqa = a->cfg.model.vqa, .loc = a->cfg.model.loc};
+    *o = (Options){.asked = {a->cfg.model.vqa, a->cfg.model.loc, a->cfg.model.clip, a->cfg.model.lists}};
     for (int i = 0; i < a->nwords; i++) {
         const char *word = a->word[i];
         int k = 0;
@@ -171,33 +179,47 @@ static bool read_images(Runner *r, Error *e) {
     return true;
 }
 
+/* A program with a step whose network no build has will fail, whoever else it asks. */
+static bool is_hopeless(const Program *p) {
+    for (int s = 0; s < p->nsteps; s++)
+        if (p->steps[s].kind->lacks) return true;
+    return false;
+}
+
 /* Opens the modules that any of the programs asks. Programs that do not parse are told later, each in its place. */
 static bool open_modules(Runner *r, Error *e) {
-    static const char *const steps[2] = {"VQA", "LOC"}, *const option[2] = {"vqa", "loc"};
-    const char *const folder[2] = {r->o.vqa, r->o.loc};
-    int line[2] = {0};
+    int line[ASKED] = {0};
     for (int64_t i = 0; i < r->nblocks; i++) {
         const Passage *b = &r->block[i];
         Program p;
         size_t mark = arena_mark(&r->run.host);
         if (program_parse(&p, &r->run.host, &r->dialect, r->text + b->at, b->n, NULL))
             for (int s = 0; s < p.nsteps; s++)
-                for (int k = 0; k < 2; k++)
-                    if (!line[k] && p.steps[s].module && !strcmp(p.steps[s].module, steps[k])) line[k] = b->line + p.steps[s].line - 1;
+                for (int k = 0; k < ASKED; k++)
+                    if (!line[k] && p.steps[s].module && !strcmp(p.steps[s].module, asked_names[k]) && (*r->o.asked[k] || !is_hopeless(&p)))
+                        line[k] = b->line + p.steps[s].line - 1;
         arena_reset(&r->run.host, mark);
     }
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < ASKED; k++) {
         if (!line[k]) continue;
-        if (!*folder[k])
-            return fail_as(e, FAIL_CONFIG, "%s:%d: the program asks the %s module; name its folder with --%s FOLDER or model.%s", r->name, line[k], steps[k], option[k],
-                           option[k]);
-        if (!(r->module[k] = module_open_for(steps[k], folder[k], r->run.dev, MODULE_FROZEN, e))) return false;
-        module_answerer(&r->answers[k], r->module[k], CHUNK);
+        if (!*r->o.asked[k])
+            return k == LISTS ? fail_as(e, FAIL_CONFIG, "%s:%d: LIST wants a file of lists: name it with --lists FILE or model.lists, or give CLASSIFY its categories as "
+                                                        "['robin', 'wren'] (no language model can be asked yet)", r->name, line[k])
+                              : fail_as(e, FAIL_CONFIG, "%s:%d: the program asks the %s module; name its folder with --%s FOLDER or model.%s", r->name, line[k], asked_names[k],
+                                        asked_options[k], asked_options[k]);
+        if (k == LISTS) {
+            if (!lists_open(&r->lists, r->o.asked[k], e)) return false;
+            r->answerer[r->nanswerers++] = &r->lists.base;
+            continue;
+        }
+        if (!(r->module[k] = module_open_for(asked_names[k], r->o.asked[k], r->run.dev, MODULE_FROZEN, e))) return false;
+        module_answerer(&r->answers[k], r->module[k], !strcmp(asked_names[k], "CLIP") ? PAIRS : CHUNK); /* a crop and many texts cost as much as one */
         r->answers[k].strict = r->o.strict;
         r->answers[k].threshold = (float)r->run.cfg->model.loc_threshold;
         r->answerer[r->nanswerers++] = &r->answers[k].base;
     }
     sched_open(&r->sched, r->answerer, r->nanswerers);
+    steps_use_fonts(r->run.cfg->model.label_font, r->run.cfg->model.emoji_font);
     return true;
 }
 
@@ -210,6 +232,7 @@ typedef struct Item {
     bool parsed;
     StepView *step;
     char error[sizeof ((Error *)0)->text + 256], *result;
+    char *image;    /* the file of the result, when that is an image that a step made; NULL: not written */
     int error_line; /* in the program's text; 0: none */
 } Item;
 
@@ -230,20 +253,30 @@ static void fail_program(Runner *r, Item *p, const Error *e) {
     if (!r->failed++) r->status = e->status && e->status != FAIL_OTHER ? e->status : FAIL_DATA;
 }
 
+/* "1 box: [0, 0, 96, 144] 0.312"; objects have what CLASSIFY said instead of LOC's score. */
+static void boxes_text(char out[RESULT_TEXT], const Value *v, bool strict) {
+    const Boxes *b = v->boxes;
+    int at = snprintf(out, RESULT_TEXT, "%d %s%s", b->n, v->kind == VAL_BOXES ? "box" : "object", b->n == 1 ? "" : v->kind == VAL_BOXES ? "es" : "s");
+    for (int i = 0; i < b->n && at < RESULT_TEXT - 300; i++) {
+        Rect r;
+        if (!trace_box(&r, b, i, strict)) continue;
+        at += snprintf(out + at, (size_t)(RESULT_TEXT - at), "%s [%d, %d, %d, %d] ", i ? "," : ":", r.x0, r.y0, r.x1, r.y1);
+        if (b->classes) at += snprintf(out + at, (size_t)(RESULT_TEXT - at), "%.*s(%.1f)", MIN(b->classes[i].name.n, 200), b->classes[i].name.s, b->classes[i].score);
+        else at += snprintf(out + at, (size_t)(RESULT_TEXT - at), "%.3f", (double)b->box[i].score);
+    }
+}
+
 /* The result in one line: as the task's answers are compared, but a crop is its rectangle and boxes are listed. */
 static bool result_text(Runner *r, Item *p, Error *e) {
     const Value *v = program_result(&p->prog, p->job.vars);
     char *out = p->result = arena_alloc(&r->run.host, RESULT_TEXT);
-    if (v->kind == VAL_IMAGE) {
-        const Rect c = v->image.rect;
+    const Rect c = v->kind == VAL_IMAGE ? v->image.rect : (Rect){0};
+    if (v->kind == VAL_IMAGE && image_is_made(v->image.id)) {
+        snprintf(out, RESULT_TEXT, "image %d x %d", rect_w(c), rect_h(c));
+    } else if (v->kind == VAL_IMAGE) {
         snprintf(out, RESULT_TEXT, "crop [%d, %d, %d, %d] of %s", c.x0, c.y0, c.x1, c.y1, p->prog.names[v->image.id]);
-    } else if (v->kind == VAL_BOXES) {
-        int at = snprintf(out, RESULT_TEXT, "%d box%s", v->boxes->n, v->boxes->n == 1 ? "" : "es");
-        for (int i = 0; i < v->boxes->n && at < RESULT_TEXT - 80; i++) {
-            Rect b;
-            if (trace_box(&b, v->boxes, i, r->o.strict))
-                at += snprintf(out + at, (size_t)(RESULT_TEXT - at), "%s [%d, %d, %d, %d] %.3f", i ? "," : ":", b.x0, b.y0, b.x1, b.y1, (double)v->boxes->box[i].score);
-        }
+    } else if (v->kind == VAL_BOXES || v->kind == VAL_OBJECTS) {
+        boxes_text(out, v, r->o.strict);
     } else if (!answer_text(out, RESULT_TEXT, v, r->style, e)) {
         return false;
     }
@@ -290,7 +323,7 @@ static void make_job(Runner *r, Item *p, const Passage *b) {
 static void run_chunk(Runner *r, Item *p, const Passage *block, int n) {
     run_begin(&r->run, 0, false);
     r->read = NULL;
-    for (int k = 0; k < 2; k++)
+    for (int k = 0; k < NETWORKS; k++)
         if (r->module[k]) module_begin(r->module[k]);
     Arena *a = &r->run.host;
     Job *job = arena_alloc(a, (size_t)n * sizeof *job);
@@ -306,6 +339,8 @@ static void run_chunk(Runner *r, Item *p, const Passage *block, int n) {
     for (int64_t k = 0; k < r->sched.nrecords; k++) {
         const StepRecord *rec = &r->sched.record[k];
         StepView *s = &p[of[rec->job]].step[rec->step];
+        s->nasked++;
+        if (s->asked) continue;
         s->asked = &r->sched.question[rec->question];
         add_probs(r, s);
     }
@@ -340,9 +375,16 @@ static void write_json_step(Runner *r, const Item *p, int i) {
     json_key(f, "out", p->prog.names[st->out]);
     if (s->asked) {
         json_key(f, "module", st->module);
-        fputs(",\"rect\":", f);
-        json_put_rect(f, s->asked->ask.rect);
-        json_key(f, "query", s->asked->ask.query);
+        if (s->nasked > 1) {
+            fprintf(f, ",\"questions\":%d", s->nasked);
+        } else {
+            if (s->asked->ask.image.rgb) {
+                fputs(",\"rect\":", f);
+                json_put_rect(f, s->asked->ask.rect);
+            }
+            if (image_is_made(s->asked->ask.image_id)) fprintf(f, ",\"of\":\"%016" PRIx64 "\"", s->asked->ask.image_id);
+            json_key(f, "query", s->asked->ask.query);
+        }
     }
     if (!s->value) {
         fputs(i == p->job.failed_step ? ",\"failed\":true}" : ",\"reached\":false}", f);
@@ -363,6 +405,7 @@ static void write_json_step(Runner *r, const Item *p, int i) {
     if (s->value->kind == VAL_IMAGE) {
         if (s->value->missing) fputs(",\"missing\":true", f);
         if (s->value->grown) fputs(",\"grown\":true", f);
+        if (image_is_made(s->value->image.id)) fprintf(f, ",\"of\":\"%016" PRIx64 "\"", s->value->image.id); /* whose pixels the rectangle is in */
     }
     fputc('}', f);
 }
@@ -372,6 +415,7 @@ static void write_json(Runner *r, const Item *p, int64_t number) {
     fprintf(f, "{\"program\":%" PRId64 ",\"line\":%d", number, p->block->line);
     if (*p->block->title) json_key(f, "question", p->block->title);
     json_key(f, "result", p->result);
+    if (p->image) json_key(f, "image", p->image);
     json_key(f, "error", *p->error ? p->error : NULL);
     fputs(",\"steps\":[", f);
     for (int i = 0; p->parsed && i < p->prog.nsteps; i++) write_json_step(r, p, i);
@@ -403,11 +447,12 @@ static bool open_outputs(Runner *r, Error *e) {
     static const char *const names[2][2] = {{"IMAGE"}, {"LEFT", "RIGHT"}};
     HtmlImage image[2];
     for (int i = 0; i < r->nimages; i++) image[i] = (HtmlImage){names[r->nimages - 1][i], o->image[i], r->view[i], r->id[i]};
-    char note[3][640];
-    const char *notes[3] = {note[0], note[1], note[2]};
+    char note[ASKED + 1][640];
+    const char *notes[ASKED + 1];
     int n = 0;
-    for (int k = 0; k < 2; k++)
-        if (r->module[k]) snprintf(note[n++], sizeof note[0], "%s: %s", r->module[k]->type->step, r->module[k]->folder);
+    for (int k = 0; k <= ASKED; k++) notes[k] = note[k];
+    for (int k = 0; k < ASKED; k++)
+        if (k == LISTS ? !!r->lists.lists : !!r->module[k]) snprintf(note[n++], sizeof note[0], "%s: %s", asked_names[k], r->o.asked[k]);
     if (o->strict) snprintf(note[n++], sizeof note[0], "strict dialect: half-open boxes, crops as written");
     return html_open(&r->html, o->trace, image, r->nimages, notes, n, e);
 }
@@ -421,12 +466,38 @@ static bool close_json(Runner *r, Error *e) {
     return ok ? true : fail_as(e, FAIL_DISK, "%s: cannot write: %s", r->o.json, strerror(errno));
 }
 
+/* Writes the result of program `number` when a step made it: PREFIX-1.png. PREFIX is --images, else the page's name or the
+ * JSON file's without its ending. */
+static bool write_result(Runner *r, Item *p, int64_t number, Error *e) {
+    const Options *o = &r->o;
+    const Value *v = p->result ? program_result(&p->prog, p->job.vars) : NULL;
+    if (!v || v->kind != VAL_IMAGE || !image_is_made(v->image.id)) return true;
+    const char *name = o->images ? o->images : o->trace ? o->trace : o->json;
+    char *said = p->result + strlen(p->result);
+    const size_t left = RESULT_TEXT - strlen(p->result);
+    if (!name) {
+        snprintf(said, left, " (--images PREFIX writes it to a file)");
+        return true;
+    }
+    const char *dot = o->images ? NULL : strrchr(name, '.'), *slash = strrchr(name, '/');
+    const int n = dot && (!slash || dot > slash + 1) ? (int)(dot - name) : (int)strlen(name);
+    char path[900];
+    if (snprintf(path, sizeof path, "%.*s-%" PRId64 ".png", n, name, number + 1) >= (int)sizeof path) return fail_as(e, FAIL_DISK, "%s: path too long", name);
+    snprintf(said, left, ": %s", path);
+    p->image = arena_strdup(&r->run.host, path, strlen(path));
+    return png_write(path, v->image.pixels, v->image.rect, e);
+}
+
 static bool run_all(Runner *r, Error *e) {
     Item *p = xcalloc(CHUNK, sizeof *p);
     for (int64_t at = 0; at < r->nblocks; at += CHUNK) {
         const int n = (int)MIN(CHUNK, r->nblocks - at);
         run_chunk(r, p, r->block + at, n);
         for (int i = 0; i < n; i++) {
+            if (!write_result(r, &p[i], at + i, e)) {
+                free(p);
+                return false;
+            }
             if (p[i].result) printf("%s\n", p[i].result);
             else printf("error: %s\n", p[i].error);
             if (r->json) write_json(r, &p[i], at + i);
@@ -451,7 +522,8 @@ static Status run(Args *a, Error *e) {
         ok = close_json(r, ok ? e : NULL) && ok;
         if (ok && r->failed) ok = fail_as(e, r->status, "%" PRId64 " of %" PRId64 " programs failed", r->failed, r->nblocks);
         sched_close(&r->sched);
-        for (int k = 0; k < 2; k++) module_close(r->module[k]);
+        for (int k = 0; k < NETWORKS; k++) module_close(r->module[k]);
+        lists_close(&r->lists);
         if (r->nimages) arena_close(&r->pixels);
         run_close(&r->run);
         free(r->text);
@@ -469,9 +541,12 @@ const Verb verb_run = {
             "  --left FILE --right FILE   a pair: LEFT and RIGHT\n"
             "  --program FILE          programs, with empty lines between them; - is the standard input. A comment (#) before a\n"
             "                          program's first step is taken for its question\n"
-            "  --vqa FOLDER, --loc FOLDER  the modules; model.vqa and model.loc when not given\n"
+            "  --vqa FOLDER, --loc FOLDER, --clip FOLDER  the modules; model.vqa, model.loc, model.clip when not given\n"
+            "  --lists FILE.json       what LIST knows: {\"garden birds\": [\"robin\", \"wren\"]}\n"
             "  --trace FILE.html       a page with each step's crop, boxes and answer\n"
             "  --json FILE.jsonl       the same as one JSON object per program\n"
+            "  --images PREFIX         results that are images go to PREFIX-1.png (of the first program), ...; when not given, beside\n"
+            "                          the page or the JSON file\n"
             "  --strict                half-open boxes and crops as written, instead of the reference's arithmetic\n\n"
             "Prints one line per program: its result, or \"error: \" and the sentence. A program that fails does not stop the\n"
             "others; the exit status is then that of the first one's failure (4: the program, 5: a model).\n",

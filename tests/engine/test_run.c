@@ -194,10 +194,12 @@ TEST(run_pairs_and_stdin) {
 TEST(run_ends_with_the_documented_status) {
     if (!ready()) return;
     Child c;
-    char good[PATH_MAX], bad[PATH_MAX], needs_loc[PATH_MAX];
+    char good[PATH_MAX], bad[PATH_MAX], needs_loc[PATH_MAX], needs_clip[PATH_MAX];
     snprintf(good, sizeof good, "%s", write_text("good.txt", GOOD));
     snprintf(bad, sizeof bad, "%s", write_text("bad.jpg", "this is no JPEG"));
     snprintf(needs_loc, sizeof needs_loc, "%s", write_text("loc.txt", GOOD "\n" LONG));
+    snprintf(needs_clip, sizeof needs_clip, "%s",
+             write_text("clip.txt", "B=LOC(image=IMAGE,object='LEFT')\nO=CLASSIFY(image=IMAGE,object=B,categories=['cup'])\nR=RESULT(var=O)\n"));
     const struct { int status; const char *say; const char *line;
     } cases[] = {
         {FAIL_USAGE, "name the image", "run"},
@@ -212,6 +214,8 @@ TEST(run_ends_with_the_documented_status) {
         {FAIL_CONFIG, ":1: the program asks the VQA module; name its folder with --vqa",
          "run --image IMAGE --program GOOD"},
         {FAIL_CONFIG, ":5: the program asks the LOC module", "run --image IMAGE --program LOCS --vqa VQA"},
+        {FAIL_CONFIG, ":2: the program asks the CLIP module; name its folder with --clip FOLDER or model.clip", "run --image IMAGE --program CLIPS"},
+        {FAIL_MODEL, "answers VQA steps, a model for CLIP is wanted", "run --image IMAGE --program CLIPS --clip VQA"},
         {FAIL_MODEL, "answers LOC steps", "run --image IMAGE --program GOOD --vqa LOC"},
         {FAIL_MODEL, "config.json", "run --image IMAGE --program GOOD --vqa no-such-folder"},
         {FAIL_DISK, "/dev/full", "run --image IMAGE --program GOOD --vqa VQA --json /dev/full"},
@@ -229,6 +233,7 @@ TEST(run_ends_with_the_documented_status) {
                             : !strcmp(word, "LOC")  ? loc
                             : !strcmp(word, "BAD")  ? bad
                             : !strcmp(word, "LOCS") ? needs_loc
+                            : !strcmp(word, "CLIPS") ? needs_clip
                                                     : word;
             snprintf(line + strlen(line), sizeof line - strlen(line), "%s ", w);
         }
@@ -275,6 +280,85 @@ TEST(run_batches_change_nothing) {
     EXPECT(status == 0 && !strcmp(c.text, want), "status %d, %d lines", status, count_lines(c.text));
     free(text);
     free(want);
+}
+
+/* Images that steps make: told, written beside the page (or where --images says), shown in it, named in the JSON. */
+TEST(run_makes_images) {
+    if (!ready()) return;
+    Child c;
+    char programs[PATH_MAX], html[PATH_MAX], json[PATH_MAX], png[2][PATH_MAX + 8], lists[PATH_MAX];
+    snprintf(programs, sizeof programs, "%s",
+             write_text("edit.txt", "B=LOC(image=IMAGE,object='LEFT')\nI=COLORPOP(image=IMAGE,object=B)\nR=RESULT(var=I)\n\n" GOOD "\n"
+                                    "B=LOC(image=IMAGE,object='TOP')\nI=BGBLUR(image=IMAGE,object=B)\nJ=CROP_RIGHTOF(image=I,box=B)\nA=VQA(image=J,question='What is this?')\n"
+                                    "K=TAG(image=J,object=B)\nR=RESULT(var=J)\n\nL=LIST(query='small birds',max=2)\nR=RESULT(var=L)\n\n"
+                                    "O=SEG(image=IMAGE)\nP=SELECT(image=IMAGE,object=O,query='sky')\nI=COLORPOP(image=IMAGE,object=P)\nR=RESULT(var=I)\n"));
+    snprintf(lists, sizeof lists, "%s", write_text("lists.json", "{\"Small birds\": [\"wren\", \"tit\", \"robin\"]}"));
+    snprintf(html, sizeof html, "%s", file_of("edit.page.html"));
+    snprintf(json, sizeof json, "%s", file_of("edit.jsonl"));
+    snprintf(png[0], sizeof png[0], "%s", file_of("edit.page-1.png"));
+    snprintf(png[1], sizeof png[1], "%s", file_of("edit.page-3.png"));
+    int status = command(&c, NULL, "run --image %s --program %s --vqa %s --lists %s --trace %s --json %s", image[0], programs, vqa, lists, html, json);
+    char want[3][2 * PATH_MAX];
+    snprintf(want[0], sizeof want[0], "image 192 x 144: %s\n", png[0]);
+    snprintf(want[1], sizeof want[1], "image 96 x 143: %s\n2\nerror: %s:18: SEG: it needs a panoptic", png[1], programs);
+    EXPECT(status == FAIL_MODEL && !strncmp(c.text, want[0], strlen(want[0])) && strstr(c.text, want[1]), "status %d: %s", status, c.text);
+    for (int i = 0; i < 2; i++) {
+        char *data = NULL;
+        size_t size = 0;
+        Error e = {0};
+        EXPECT(file_read(png[i], &data, &size, 1 << 24, &e) && size > 24 && !memcmp(data, "\x89PNG", 4), "%s: %zu bytes; %s", png[i], size, e.text);
+        if (size > 24) EXPECT((uint8_t)data[19] == (i ? 96 : 192) && (uint8_t)data[23] == (i ? 143 : 144), "%d x %d", (uint8_t)data[19], (uint8_t)data[23]);
+        free(data);
+    }
+    char *page = NULL, *lines = NULL;
+    size_t size;
+    Error e = {0};
+    EXPECT(file_read(html, &page, &size, 1 << 24, &e) && file_read(json, &lines, &size, 1 << 24, &e), "%s", e.text);
+    /* Two made images, each embedded once and shown several times; the crop of the second is a window on it. */
+    EXPECT(page && strstr(page, "id=\"m0\"") && strstr(page, "id=\"m1\"") && strstr(page, "id=\"m2\"") && !strstr(page, "id=\"m3\"") && strstr(page, "<title>after</title>"),
+           "the page");
+    EXPECT(lines && strstr(lines, "\"image\":\"") && strstr(lines, "\"query\":\"small birds\",\"value\":[\"wren\",\"tit\"]") && strstr(lines, ",\"of\":\""), "%s", lines);
+    free(page);
+    free(lines);
+
+    char prefix[PATH_MAX];
+    snprintf(prefix, sizeof prefix, "%s", file_of("own.name"));
+    status = command(&c, NULL, "run --image %s --program %s --vqa %s --lists %s --images %s", image[0], programs, vqa, lists, prefix);
+    snprintf(want[2], sizeof want[2], "%s-3.png", prefix);
+    EXPECT(status == FAIL_MODEL && strstr(c.text, want[2]) && !access(want[2], R_OK), "status %d: %s", status, c.text);
+    status = command(&c, NULL, "run --image %s --program %s --vqa %s --lists %s", image[0], programs, vqa, lists);
+    EXPECT(status == FAIL_MODEL && strstr(c.text, "image 192 x 144 (--images PREFIX writes it to a file)\n"), "status %d: %s", status, c.text);
+    status = command(&c, NULL, "run --image %s --program %s --vqa %s --lists %s --images no/such/folder/x", image[0], programs, vqa, lists);
+    EXPECT(status == FAIL_DISK && strstr(c.text, "no/such/folder/x-1.png"), "status %d: %s", status, c.text);
+}
+
+TEST(run_lists) {
+    if (!ready()) return;
+    static const struct { const char *lists, *say; int status; } cases[] = {
+        {"{\"birds\": [\"wren\"]}", "LIST: LISTS has no list \"bird\" (did you mean \"birds\"?); add it there", FAIL_DATA},
+        {"{\"cars\": [\"van\"]}", "LIST: LISTS has no list \"bird\"; add it there", FAIL_DATA},
+        {"{\" bird\": [\"van\"]}", "has no list", FAIL_DATA},
+        {"{\"BIRD\": [\"van\"]}", "1\n", OK_STATUS},
+        {"{\"bird\": []}", "LISTS: \"bird\" is not a list of strings", FAIL_CONFIG},
+        {"{\"bird\": [\"a\", 3]}", "LISTS: \"bird\" is not a list of strings", FAIL_CONFIG},
+        {"[\"bird\"]", "LISTS: not an object", FAIL_CONFIG},
+        {"{\"bird\": [\"a\"]", "LISTS:1: ", FAIL_CONFIG},
+        {NULL, ":1: LIST wants a file of lists: name it with --lists FILE or model.lists", FAIL_CONFIG},
+    };
+    char program[PATH_MAX];
+    snprintf(program, sizeof program, "%s", write_text("list.txt", "L=LIST(query='bird')\nR=RESULT(var=L)\n"));
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        Child c;
+        char lists[PATH_MAX] = "", say[2 * PATH_MAX], *mark;
+        if (cases[i].lists) snprintf(lists, sizeof lists, "%s", write_text("some.json", cases[i].lists));
+        snprintf(say, sizeof say, "%s", cases[i].say);
+        if ((mark = strstr(say, "LISTS"))) snprintf(mark, sizeof say - (size_t)(mark - say), "%s%s", lists, strstr(cases[i].say, "LISTS") + 5);
+        const int status = command(&c, NULL, *lists ? "run --image %s --program %s --lists %s" : "run --image %s --program %s", image[0], program, lists);
+        EXPECT(status == cases[i].status && strstr(c.text, say), "%s: status %d, not %d: %s", cases[i].lists ? cases[i].lists : "no lists", status, cases[i].status, c.text);
+    }
+    Child c;
+    const int status = command(&c, NULL, "run --image %s --program %s --lists no-such.json", image[0], program);
+    EXPECT(status == FAIL_CONFIG && strstr(c.text, "no-such.json"), "status %d: %s", status, c.text);
 }
 
 /* info with one or two words; a macro's text must not hold a percent sign. */
