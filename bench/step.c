@@ -163,7 +163,7 @@ int bench_step(int argc, char **argv) {
     b.w = bench_int(argc, argv, "--width", 48, 1, 16384);
     run_open(&b.run, &b.cfg, NULL);
     b.optim = run_optim(&b.cfg, 1e-4, 1000000);
-    b.module = module_open(folder, b.run.dev, MODULE_TRAINED, false, 1, &e);
+    b.module = module_open(folder, b.run.dev, F32, MODULE_TRAINED, false, 1, &e);
     bool ok = b.module != NULL;
     if (ok && strcmp(b.module->type->step, "VQA")) ok = fail_as(&e, FAIL_MODEL, "%s answers %s steps; only VQA is timed", folder, b.module->type->step);
     ok = ok && make_batch(&b, &e) && serve(&b, &e);

@@ -60,7 +60,8 @@ static bool open_modules(Bench *b, Error *e) {
     const char *folder[] = {b->cfg.model.vqa, b->cfg.model.loc};
     for (int k = 0; k < 2; k++) {
         if (!*folder[k]) return fail_as(e, FAIL_CONFIG, "model.%s is empty", k ? "loc" : "vqa");
-        if (!(b->module[k] = module_open_for(step[k], folder[k], b->run.dev, MODULE_FROZEN, e))) return false;
+        if (!(b->module[k] = module_open_for(step[k], folder[k], b->run.dev, F32, MODULE_FROZEN, e)))
+            return false;
         module_answerer(&b->answers[k], b->module[k], b->cfg.eval.batch);
         b->answers[k].threshold = (float)b->cfg.model.loc_threshold;
         b->answerer[k] = &b->answers[k].base;

@@ -30,6 +30,7 @@ Layer norm_new(ParamSet *ps, int64_t C, const char *name, ...) {
 }
 
 Tensor *linear(Ctx *c, Layer l, Tensor *x) { return op_linear(c, x, l.w, l.b); }
+Tensor *linear_f32(Ctx *c, Layer l, Tensor *x) { return op_linear_f32(c, x, l.w, l.b); }
 Tensor *norm(Ctx *c, Layer l, Tensor *x, float eps) { return op_layernorm(c, x, l.w, l.b, eps); }
 
 void block_new(Block *b, ParamSet *ps, int64_t C, int64_t mlp, const BlockNames *names, const char *prefix) {

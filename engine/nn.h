@@ -12,6 +12,7 @@ typedef struct Layer { Tensor *w, *b; } Layer;
 Layer linear_new(ParamSet *ps, int64_t out, int64_t in, bool bias, const char *name, ...) __attribute__((format(printf, 5, 6)));
 Layer norm_new(ParamSet *ps, int64_t C, const char *name, ...) __attribute__((format(printf, 3, 4)));
 Tensor *linear(Ctx *c, Layer l, Tensor *x);
+Tensor *linear_f32(Ctx *c, Layer l, Tensor *x); /* the result in f32 */
 Tensor *norm(Ctx *c, Layer l, Tensor *x, float eps);
 
 /* A pre-LN transformer block: x += proj(attention(norm1 x)); x += fc2(act(fc1(norm2 x))). */

@@ -2,6 +2,11 @@
  *
  * Read any one and you have read them all: shapes, output, kernel, node. A node saves what its backward
  * reads, never a copy. `K` is the device's kernel table, `S` its stream.
+ *
+ * Types: activations are f32 or bf16, and an op computes in its input's. A parameter is there in both where its module computes
+ * in bf16 (`as` takes the one that fits); biases and norms are read as f32, and all gradients of parameters are f32, so an op
+ * whose input may be a parameter gives its backward the types of both gradients. The heads of networks turn to f32 (op_linear_f32):
+ * losses, boxes and answers never see bf16.
  */
 #include "engine/op.h"
 
@@ -16,6 +21,19 @@ static bool same_shape(const Tensor *a, const Tensor *b) {
     return a->ndim == b->ndim && !memcmp(a->shape, b->shape, (size_t)a->ndim * sizeof *a->shape);
 }
 
+/* x's values in type t. */
+static void *as(const Tensor *x, DType t) {
+    if (t == BF16 && x->bf16) return x->bf16;
+    CHECK(x->dtype == t, "%s is %s and meets %s", x->name ? x->name : "a tensor",
+          x->dtype == F32 ? "f32" : "bf16", t == F32 ? "f32" : "bf16");
+    return x->data;
+}
+
+/* What an op on both computes in: bf16, unless one is there in f32 alone. */
+static DType common_type(const Tensor *a, const Tensor *b) {
+    return compute_type(a) == BF16 && compute_type(b) == BF16 ? BF16 : F32;
+}
+
 /* ---- linear --------------------------------------------------------------------------------------- */
 
 typedef struct Linear {
@@ -24,20 +42,25 @@ typedef struct Linear {
 
 static void linear_backward(Ctx *c, void *saved) {
     Linear *l = saved;
+    DType t = l->x->dtype;
     int64_t rows = rows_of(l->x), Kd = last_dim(l->x), N = last_dim(l->y);
-    void *dy = grad_of(l->y);
+    void *dy = grad_of(l->y), *dy_t = dy;
     bool fresh;
-    void *dx = grad_write(c, l->x, &fresh);
+    void *dx = grad_write(c, l->x, &fresh), *dw = grad_add(c, l->w), *db = grad_add(c, l->b);
+    size_t mark = arena_mark(c->step); /* gradients are there: what is taken from here on can go again */
+    if (l->y->dtype != t) { /* an f32 head on bf16 activations */
+        dy_t = arena_alloc(c->step, (size_t)(rows * N) * dtype_size(t));
+        K->cast(S, t, dy_t, l->y->dtype, dy, rows * N);
+    }
     if (dx) /* dx = dy w */
-        K->gemm(S, l->x->dtype, l->x->dtype, dx, Kd, dy, N, l->w->data, Kd, NULL, false, false, rows, Kd, N,
-                !fresh);
-    if (l->w->needs_grad) /* dw = dy^T x */
-        K->gemm(S, l->x->dtype, F32, grad_add(c, l->w), Kd, dy, N, l->x->data, Kd, NULL, true, false, N, Kd,
-                rows, 1);
-    if (l->b && l->b->needs_grad) K->bias_bwd(S, l->y->dtype, grad_add(c, l->b), dy, rows, N);
+        K->gemm(S, t, t, dx, Kd, dy_t, N, as(l->w, t), Kd, NULL, false, false, rows, Kd, N, !fresh);
+    if (dw) /* dw = dy^T x */
+        K->gemm(S, t, F32, dw, Kd, dy_t, N, l->x->data, Kd, NULL, true, false, N, Kd, rows, 1);
+    if (db) K->bias_bwd(S, l->y->dtype, db, dy, rows, N);
+    arena_reset(c->step, mark);
 }
 
-Tensor *op_linear(Ctx *c, Tensor *x, Tensor *w, Tensor *b) {
+static Tensor *linear_to(Ctx *c, DType ty, Tensor *x, Tensor *w, Tensor *b) {
     int64_t Kd = last_dim(x), N = w->shape[0], rows = rows_of(x);
     CHECK(w->shape[w->ndim - 1] == Kd && w->ndim == 2,
           "linear %s: input has %" PRId64 " channels, weight %" PRId64, w->name ? w->name : "", Kd,
@@ -47,14 +70,17 @@ Tensor *op_linear(Ctx *c, Tensor *x, Tensor *w, Tensor *b) {
     int64_t shape[MAX_DIMS];
     memcpy(shape, x->shape, sizeof shape);
     shape[x->ndim - 1] = N;
-    Tensor *y = tensor_new(c, x->dtype, x->ndim, shape);
+    Tensor *y = tensor_new(c, ty, x->ndim, shape);
     y->name = w->name;
-    K->gemm(S, x->dtype, x->dtype, y->data, N, x->data, Kd, w->data, Kd, b ? b->data : NULL, false, true,
+    K->gemm(S, x->dtype, ty, y->data, N, x->data, Kd, as(w, x->dtype), Kd, b ? b->data : NULL, false, true,
             rows, N, Kd, 0);
     if (taped(c, x) | taped(c, w) | taped(c, b))
         tape_push(c, linear_backward, SAVE(c, Linear, y, x, w, b), y);
     return y;
 }
+
+Tensor *op_linear(Ctx *c, Tensor *x, Tensor *w, Tensor *b) { return linear_to(c, x->dtype, x, w, b); }
+Tensor *op_linear_f32(Ctx *c, Tensor *x, Tensor *w, Tensor *b) { return linear_to(c, F32, x, w, b); }
 
 /* ---- elementwise ---------------------------------------------------------------------------------- */
 
@@ -92,8 +118,9 @@ static void add_backward(Ctx *c, void *saved) {
 
 Tensor *op_add(Ctx *c, Tensor *a, Tensor *b) {
     CHECK(numel(a) == numel(b), "add: %" PRId64 " and %" PRId64 " values", numel(a), numel(b));
-    Tensor *y = tensor_like(c, a);
-    K->add_fwd(S, a->dtype, y->data, a->data, b->data, numel(a));
+    DType t = common_type(a, b);
+    Tensor *y = tensor_new(c, t, a->ndim, a->shape);
+    K->add_fwd(S, t, y->data, as(a, t), as(b, t), numel(a));
     if (taped(c, a) | taped(c, b)) tape_push(c, add_backward, SAVE(c, Binary, y, a, b), y);
     return y;
 }
@@ -105,7 +132,9 @@ static void mul_backward(Ctx *c, void *saved) {
 }
 
 Tensor *op_mul(Ctx *c, Tensor *a, Tensor *b) {
-    CHECK(same_shape(a, b), "mul: %" PRId64 " and %" PRId64 " values", numel(a), numel(b));
+    CHECK(same_shape(a, b) && a->dtype == b->dtype,
+          "mul: %" PRId64 " and %" PRId64 " values, of types %d and %d", numel(a), numel(b), (int)a->dtype,
+          (int)b->dtype);
     Tensor *y = tensor_like(c, a);
     K->mul_fwd(S, a->dtype, y->data, a->data, b->data, numel(a));
     if (taped(c, a) | taped(c, b)) tape_push(c, mul_backward, SAVE(c, Binary, y, a, b), y);
@@ -124,8 +153,9 @@ static void add_rows_backward(Ctx *c, void *saved) {
 Tensor *op_add_rows(Ctx *c, Tensor *x, Tensor *p) {
     int64_t n = numel(p), rows = n ? numel(x) / n : 0;
     CHECK(rows * n == numel(x), "add_rows: %" PRId64 " values do not repeat %" PRId64, numel(x), n);
-    Tensor *y = tensor_like(c, x);
-    K->add_rows_fwd(S, x->dtype, y->data, x->data, p->data, rows, n);
+    DType t = common_type(x, p);
+    Tensor *y = tensor_new(c, t, x->ndim, x->shape);
+    K->add_rows_fwd(S, t, y->data, as(x, t), as(p, t), rows, n);
     if (taped(c, x) | taped(c, p)) tape_push(c, add_rows_backward, SAVE(c, Binary, y, x, p), y);
     return y;
 }
@@ -137,8 +167,10 @@ static void mul_tokens_backward(Ctx *c, void *saved) {
 }
 
 Tensor *op_mul_tokens(Ctx *c, Tensor *x, Tensor *g) {
-    CHECK(x->ndim == 3 && g->ndim == 2 && g->shape[0] == x->shape[0] && g->shape[1] == x->shape[2],
-          "mul_tokens: %" PRId64 " values by %" PRId64, numel(x), numel(g));
+    CHECK(x->ndim == 3 && g->ndim == 2 && g->shape[0] == x->shape[0] && g->shape[1] == x->shape[2] &&
+              g->dtype == x->dtype,
+          "mul_tokens: %" PRId64 " values by %" PRId64 ", of types %d and %d", numel(x), numel(g),
+          (int)x->dtype, (int)g->dtype);
     Tensor *y = tensor_like(c, x);
     K->mul_tokens_fwd(S, x->dtype, y->data, x->data, g->data, x->shape[0], x->shape[1], x->shape[2]);
     if (taped(c, x) | taped(c, g)) tape_push(c, mul_tokens_backward, SAVE(c, Binary, y, x, g), y);
@@ -258,7 +290,8 @@ static void attention_run(Ctx *c, Attention *a, bool backward) {
 static void attention_backward(Ctx *c, void *saved) { attention_run(c, saved, true); }
 
 static Tensor *attention(Ctx *c, Tensor *q, Tensor *kv, int64_t C, int H, const uint8_t *mask, bool causal) {
-    CHECK(C % H == 0, "attention: %" PRId64 " channels in %d heads", C, H);
+    CHECK(C % H == 0 && q->dtype == kv->dtype, "attention: %" PRId64 " channels in %d heads, types %d and %d",
+          C, H, (int)q->dtype, (int)kv->dtype);
     Tensor *y = TENSOR(c, q->dtype, q->shape[0], q->shape[1], C);
     float *lse = arena_alloc(c->step, (size_t)(q->shape[0] * H * q->shape[1]) * 4);
     Attention *a = SAVE(c, Attention, y, q, kv, lse, mask, causal, H);
@@ -305,9 +338,10 @@ Tensor *op_gather(Ctx *c, Tensor *x, const int32_t *idx, int64_t n) {
     int64_t shape[MAX_DIMS];
     memcpy(shape, x->shape, sizeof shape);
     shape[0] = n;
-    Tensor *y = tensor_new(c, x->dtype, x->ndim, shape);
+    DType t = compute_type(x);
+    Tensor *y = tensor_new(c, t, x->ndim, shape);
     const int32_t *didx = ctx_upload(c, idx, (size_t)n * 4);
-    K->gather_rows(S, x->dtype, y->data, x->data, didx, n, row_len(x));
+    K->gather_rows(S, t, y->data, as(x, t), didx, n, row_len(x));
     if (taped(c, x)) tape_push(c, gather_backward, SAVE(c, Rows, .y = y, .x = x, .idx = didx, .n = n), y);
     return y;
 }
@@ -343,7 +377,7 @@ static Tensor *concat(Ctx *c, Tensor *const *part, int n, int dim, BackwardFn *b
     bool grad = false;
     for (int i = 0; i < n; i++) {
         for (int d = 0; d < part[0]->ndim; d++)
-            CHECK(d == dim || part[i]->shape[d] == shape[d],
+            CHECK((d == dim || part[i]->shape[d] == shape[d]) && part[i]->dtype == part[0]->dtype,
                   "concatenation: part %d has %" PRId64 " in dimension %d, part 0 %" PRId64, i,
                   part[i]->shape[d], d, shape[d]);
         if (i) shape[dim] += part[i]->shape[dim];
@@ -419,10 +453,11 @@ static void interp_backward(Ctx *c, void *saved) {
 Tensor *op_interp_rows(Ctx *c, Tensor *x, const int32_t *idx, const float *w, int64_t n) {
     for (int64_t i = 0; i < 4 * n; i++)
         CHECK(idx[i] >= 0 && idx[i] < rows_of(x), "interpolation: row %d of %" PRId64, idx[i], rows_of(x));
-    Tensor *y = TENSOR(c, x->dtype, n, last_dim(x));
+    DType t = compute_type(x);
+    Tensor *y = TENSOR(c, t, n, last_dim(x));
     const int32_t *didx = ctx_upload(c, idx, (size_t)n * 16);
     const float *dw = ctx_upload(c, w, (size_t)n * 16);
-    K->interp_rows_fwd(S, x->dtype, y->data, x->data, didx, dw, n, last_dim(x));
+    K->interp_rows_fwd(S, t, y->data, as(x, t), didx, dw, n, last_dim(x));
     if (taped(c, x))
         tape_push(c, interp_backward, SAVE(c, Rows, .y = y, .x = x, .idx = didx, .w = dw, .n = n), y);
     return y;
@@ -449,8 +484,9 @@ static void pair_backward(Ctx *c, void *saved) {
 }
 
 Tensor *op_pair_scores(Ctx *c, Tensor *f, Tensor *q, const int32_t *img, const int32_t *txt, int64_t n) {
-    CHECK(f->ndim == 3 && q->ndim == 2 && last_dim(f) == last_dim(q),
-          "pair scores: widths %" PRId64 " and %" PRId64, last_dim(f), last_dim(q));
+    CHECK(f->ndim == 3 && q->ndim == 2 && last_dim(f) == last_dim(q) && f->dtype == q->dtype,
+          "pair scores: widths %" PRId64 " and %" PRId64 ", types %d and %d", last_dim(f), last_dim(q),
+          (int)f->dtype, (int)q->dtype);
     for (int64_t i = 0; i < n; i++)
         CHECK(img[i] >= 0 && img[i] < f->shape[0] && txt[i] >= 0 && txt[i] < q->shape[0],
               "pair %" PRId64 ": image %d of %" PRId64 ", text %d of %" PRId64, i, img[i], f->shape[0],
@@ -464,11 +500,10 @@ Tensor *op_pair_scores(Ctx *c, Tensor *f, Tensor *q, const int32_t *img, const i
     return y;
 }
 
-Tensor *op_image_patches(Ctx *c, const ImageView *image, const Rect *rect, const int (*size)[2],
+Tensor *op_image_patches(Ctx *c, DType t, const ImageView *image, const Rect *rect, const int (*size)[2],
                          const PatchSpec *spec, int64_t B) {
-    Tensor *y =
-        TENSOR(c, F32, B, (int64_t)spec->grid_h * spec->grid_w, 3 * (int64_t)spec->patch * spec->patch);
-    K->image_patches(S, F32, y->data, image, rect, size, spec, B);
+    Tensor *y = TENSOR(c, t, B, (int64_t)spec->grid_h * spec->grid_w, 3 * (int64_t)spec->patch * spec->patch);
+    K->image_patches(S, t, y->data, image, rect, size, spec, B);
     return y;
 }
 

@@ -6,8 +6,10 @@
 #pragma once
 #include "engine/tape.h"
 
-/* y = x w^T + b: x (..., K), w (N, K), b (N) or NULL -> (..., N). */
+/* y = x w^T + b: x (..., K), w (N, K), b (N) or NULL -> (..., N). _f32: y is f32 also where x is bf16, unrounded: the last
+ * layer of a network. */
 Tensor *op_linear(Ctx *c, Tensor *x, Tensor *w, Tensor *b);
+Tensor *op_linear_f32(Ctx *c, Tensor *x, Tensor *w, Tensor *b);
 
 Tensor *op_gelu(Ctx *c, Tensor *x);
 Tensor *op_quick_gelu(Ctx *c, Tensor *x);
@@ -44,8 +46,8 @@ Tensor *op_reshape(Ctx *c, Tensor *x, int ndim, const int64_t *shape);      /* t
 #define RESHAPE(c, x, ...)                                                                                   \
     op_reshape((c), (x), (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__})
 
-/* Crop, resize, normalise, patchify (no gradient): -> (B, grid_h*grid_w, 3*patch*patch). Host arrays. */
-Tensor *op_image_patches(Ctx *c, const ImageView *image, const Rect *rect, const int (*size)[2], const PatchSpec *spec,
+/* Crop, resize, normalise, patchify (no gradient): -> (B, grid_h*grid_w, 3*patch*patch) of type t. Host arrays. */
+Tensor *op_image_patches(Ctx *c, DType t, const ImageView *image, const Rect *rect, const int (*size)[2], const PatchSpec *spec,
                          int64_t B);
 
 /* A detector's logits (n, Q) and boxes (n, Q, 4) as at most `max` boxes each, (n, max) in host memory; size: W, H of each. See

@@ -61,10 +61,13 @@ bool optim_step(ParamSet *ps, const OptimConfig *cfg, int64_t step, double *norm
     AdamSegment *seg = arena_alloc(ps->arena, (size_t)ps->n * sizeof *seg);
     int n = segments(ps, cfg, schedule_factor(cfg, step), seg);
     n = clip_segments(seg, n, ps->lo, ps->hi);
-    k->adamw(ps->dev->main, ps->value + ps->lo, ps->m, ps->v, NULL, ps->grad + ps->lo, seg, n, cfg->beta1,
-             cfg->beta2, cfg->eps, scale, ++ps->step);
+    k->adamw(ps->dev->main, ps->value + ps->lo, ps->m, ps->v, ps->value16 ? ps->value16 + ps->lo : NULL,
+             ps->grad + ps->lo, seg, n, cfg->beta1, cfg->beta2, cfg->eps, scale, ++ps->step);
     arena_reset(ps->arena, mark);
-    if (ps->hi - ps->lo < ps->total) comm_all_gather(comm_world(), "weights", ps->value, ps->total);
+    if (ps->hi - ps->lo < ps->total) {
+        comm_all_gather(comm_world(), "weights", ps->value, ps->total);
+        params_changed(ps); /* the other ranks' share */
+    }
     params_zero_grad(ps);
     return true;
 }

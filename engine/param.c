@@ -95,16 +95,20 @@ Tensor *param_matrix(ParamSet *ps, const Tensor *t, int64_t rows) {
     return another(ps, t, 0, 2, (int64_t[]){rows, numel(t) / rows});
 }
 
-void params_alloc(ParamSet *ps, Device *dev, bool trained) {
+void params_alloc(ParamSet *ps, Device *dev, DType type, bool trained) {
     align(ps);
     ps->dev = dev;
+    ps->changed = true;
     size_t bytes = (size_t)ps->total * sizeof(float);
     const Comm *c = comm_world();
     ps->lo = c->shard ? comm_share(c, ps->total, c->rank) : 0;
     ps->hi = c->shard ? comm_share(c, ps->total, c->rank + 1) : ps->total;
     const size_t moments = (size_t)(ps->hi - ps->lo) * sizeof(float);
-    arena_open(&ps->memory, "parameters", dev, trained ? 2 * (bytes + moments + 128) : bytes + 64);
+    const size_t copy = type == BF16 ? bytes / 2 : 0;
+    arena_open(&ps->memory, "parameters", dev,
+               (trained ? 2 * (bytes + moments + 128) : bytes + 64) + copy + 64);
     ps->value = arena_alloc(&ps->memory, bytes);
+    if (type == BF16) ps->value16 = arena_alloc(&ps->memory, copy);
     if (trained) {
         ps->grad = arena_alloc(&ps->memory, bytes);
         ps->m = arena_alloc(&ps->memory, moments);
@@ -116,6 +120,7 @@ void params_alloc(ParamSet *ps, Device *dev, bool trained) {
     for (int64_t i = 0; i < ps->nviews; i++) {
         Tensor *t = ps->view[i].t;
         t->data = ps->value + ps->view[i].at;
+        t->bf16 = ps->value16 ? ps->value16 + ps->view[i].at : NULL;
         t->param_grad = trained ? ps->grad + ps->view[i].at : NULL;
         t->needs_grad = trained;
     }
@@ -131,6 +136,14 @@ void params_stop_frozen(ParamSet *ps) {
         }
         ps->view[i].t->needs_grad &= learns;
     }
+}
+
+void params_changed(ParamSet *ps) { ps->changed = true; }
+
+void params_refresh(ParamSet *ps) {
+    if (ps->value16 && ps->changed)
+        ps->dev->ops->cast(ps->dev->main, BF16, ps->value16, F32, ps->value, ps->total);
+    ps->changed = false;
 }
 
 void params_zero_grad(ParamSet *ps) { ps->dev->zero(ps->dev, ps->grad, (size_t)ps->total * sizeof(float)); }
@@ -177,6 +190,7 @@ void params_init(ParamSet *ps, uint64_t seed, float std) {
         ps->dev->upload(ps->dev, p->t.data, buf, (size_t)p->n * sizeof(float));
     }
     free(buf);
+    params_changed(ps);
 }
 
 void param_scale(ParamSet *ps, Tensor *t, float factor) {
@@ -185,6 +199,7 @@ void param_scale(ParamSet *ps, Tensor *t, float factor) {
     for (int64_t i = 0; i < numel(t); i++) buf[i] *= factor;
     ps->dev->upload(ps->dev, t->data, buf, tensor_bytes(t));
     free(buf);
+    params_changed(ps);
 }
 
 Param *param_find(const ParamSet *ps, const char *name) {
@@ -254,6 +269,7 @@ bool params_load(ParamSet *ps, const SafeTensors *st, const char *path, Error *e
     if (wrong)
         return fail_as(e, FAIL_MODEL, "%s does not fit the model's config.json, %d tensors are wrong%s", path,
                        wrong, list);
+    params_changed(ps);
     for (int i = 0; i < ps->n; i++) {
         Param *p = ps->param[i];
         float *buf = xcalloc((size_t)p->n, sizeof *buf);
@@ -312,6 +328,7 @@ int params_grow(ParamSet *ps, const SafeTensors *st, const char *const *silent) 
         free(in);
         free(out);
     }
+    params_changed(ps);
     return taken;
 }
 

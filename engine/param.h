@@ -2,7 +2,8 @@
  *
  * Names are the checkpoint's (Hugging Face's). Declare all, then params_alloc; values, gradients and
  * the two moments are four flat f32 buffers, so that the optimizer is one launch and a checkpoint one
- * write. Projections that a kernel wants as one matrix (query, key, value) are declared together and
+ * write. A set that computes in bf16 keeps a rounded copy of the values beside them, which is all that bf16
+ * activations ever meet: training, saving and sums over ranks stay f32. Projections that a kernel wants as one matrix (query, key, value) are declared together and
  * lie side by side: three named tensors, one fused view. Next: nn.h, optim.h.
  */
 #pragma once
@@ -36,8 +37,10 @@ typedef struct ParamSet {
     ParamView *view;
     int64_t nviews, view_cap;
     Device *dev;
-    Arena memory;    /* device memory of the four buffers */
+    Arena memory;    /* device memory of the buffers */
     float *value, *grad, *m, *v; /* grad, m, v NULL for a frozen set */
+    uint16_t *value16; /* a set that computes in bf16: value, rounded; else NULL */
+    bool changed;    /* value was written, value16 not yet */
     int64_t lo, hi;  /* m and v are those of values lo .. hi: of all, unless each rank keeps a share (run.shard_optimizer) */
     int64_t step;    /* updates made: AdamW's bias correction */
 } ParamSet;
@@ -59,8 +62,12 @@ Tensor *param_rows(ParamSet *ps, const Tensor *fused, int64_t first, int64_t n);
 /* A parameter's values as a (rows, rest) matrix: a convolution's kernel (out, 3, p, p) is a linear layer on patches. */
 Tensor *param_matrix(ParamSet *ps, const Tensor *t, int64_t rows);
 
-/* Allocates the buffers (zeroed). trained: with gradients and moments. */
-void params_alloc(ParamSet *ps, Device *dev, bool trained);
+/* Allocates the buffers (zeroed). type: what the module computes in. trained: with gradients and moments. */
+void params_alloc(ParamSet *ps, Device *dev, DType type, bool trained);
+/* To be called by whoever writes values, other than the optimizer's kernel, which writes both types; and before a forward,
+ * which then sees them in bf16, too. */
+void params_changed(ParamSet *ps);
+void params_refresh(ParamSet *ps);
 /* Draws initial values; a function of (seed, name) alone. std > 0: that for all weights and embeddings (Hugging
  * Face's initializer_range); std 0: 1/sqrt(fan in) for weights and 0.5 for embeddings. A network 64 to 128 wide learns
  * shapes ten times sooner with the latter: at 0.02 its attention starts out as a plain mean. */

@@ -16,6 +16,8 @@ typedef struct Run {
 /* Opens the device that run.device asks for; false when it is not there: e says why. run_close is right after either. */
 bool run_open(Run *r, const Config *cfg, Error *e);
 void run_close(Run *r);
+/* What its networks compute in: run.precision. */
+static inline DType run_type(const Config *cfg) { return cfg->run.precision == PRECISION_BF16 ? BF16 : F32; }
 /* For tests: runs opened from now on compute there, whatever their configuration says. NULL: as they say. */
 void run_use_device(Device *d);
 /* A new update: empties the arenas; training puts the tape on. Dropout's numbers follow from (seed, update). */

@@ -550,12 +550,14 @@ static bool student_open(Distiller *d, Student *s, const char *step, const char 
     if (!*folder)
         return fail_as(e, FAIL_CONFIG, "model.%s is empty; name the folder of the %s module",
                        strcmp(step, "LOC") ? "vqa" : "loc", step);
-    if (!(s->module = module_open_for(step, folder, d->run.dev, MODULE_TRAINED, e))) return false;
+    if (!(s->module = module_open_for(step, folder, d->run.dev, run_type(cfg), MODULE_TRAINED, e)))
+        return false;
     module_answerer(&s->answerer, s->module, cfg->distill.batch);
     s->answerer.threshold = (float)cfg->model.loc_threshold;
     s->optim = run_optim(cfg, lr, cfg->distill.steps);
     bool retain = *cfg->distill.replay_dir && cfg->distill.retain > 0;
-    if ((retain || !strcmp(step, "LOC")) && !(s->start = module_open_for(step, folder, d->run.dev, MODULE_FROZEN, e)))
+    if ((retain || !strcmp(step, "LOC")) &&
+        !(s->start = module_open_for(step, folder, d->run.dev, run_type(cfg), MODULE_FROZEN, e)))
         return false;
     if (!retain) return true;
     DatasetConfig dc = {.type = "steps", .dir = cfg->distill.replay_dir, .split = "train", .max_bad = 100};
@@ -602,7 +604,7 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
     if (!student_open(d, &d->vqa, "VQA", cfg->model.vqa, cfg->distill.lr_vqa, e) ||
         !student_open(d, &d->loc, "LOC", cfg->model.loc, cfg->distill.lr_loc, e) ||
         !rates_apply((ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, cfg, e) ||
-        !teacher_open(&d->teacher, cfg->model.teacher, d->vqa.module, !nlvr, d->run.dev, e) ||
+        !teacher_open(&d->teacher, cfg->model.teacher, d->vqa.module, !nlvr, d->run.dev, run_type(cfg), e) ||
         !dataset_open(&d->data, &dc, e))
         return false;
     if (!programs_parse(&d->data, nlvr ? &dialect_nlvr : &dialect_gqa, &d->program, &d->programs, &bad))

@@ -86,7 +86,7 @@ void *grad_add(Ctx *c, Tensor *x) {
 void grad_pass(Ctx *c, Tensor *x, Tensor *y) {
     if (!x || !x->needs_grad) return;
     CHECK(numel(x) == numel(y), "gradient of %" PRId64 " values for %" PRId64, numel(y), numel(x));
-    if (!x->param_grad && !x->grad) {
+    if (!x->param_grad && !x->grad && x->dtype == y->dtype) {
         x->grad = y->grad;
         x->grad->refs++;
         return;

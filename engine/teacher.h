@@ -63,7 +63,8 @@ typedef struct Teacher {
 
 /* Opens the folder frozen and maps its answers to those of `student_vqa`. Fails when it is no VQA model, or LOC steps are to
  * be verified (`verify`) and it cannot say yes and no. */
-bool teacher_open(Teacher *t, const char *folder, const Module *student_vqa, bool verify, Device *dev, Error *e);
+bool teacher_open(Teacher *t, const char *folder, const Module *student_vqa, bool verify, Device *dev, DType type,
+                  Error *e);
 void teacher_close(Teacher *t);
 
 /* A new update: what belonged to the last one is forgotten. */

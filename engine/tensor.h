@@ -1,7 +1,8 @@
 /* tensor.h -- contiguous tensors, and the context that ops run in.
  *
  * A tensor is a shape over memory of some arena. Its gradient appears during the backward pass, when
- * first written, and goes when its last reader has run (tape.c). Next: tape.h, op.h.
+ * first written, and goes when its last reader has run (tape.c). It has the tensor's type, which for parameters is f32 also
+ * where activations are bf16 (run.precision). Next: tape.h, op.h.
  */
 #pragma once
 #include "engine/arena.h"
@@ -16,6 +17,7 @@ typedef struct Tensor {
     int64_t shape[MAX_DIMS];
     int ndim;
     DType dtype;
+    void *bf16;        /* parameters of a set that computes in bf16: the same values, rounded, for ops that meet bf16; else NULL */
     bool needs_grad;   /* a parameter that is trained, or computed from one while a tape runs */
     float *param_grad; /* parameters: their place in the flat gradient buffer, always f32; else NULL */
     GradBuf *grad;     /* others: NULL until the backward pass reaches them */
@@ -43,6 +45,8 @@ static inline int64_t numel(const Tensor *x) {
 static inline int64_t last_dim(const Tensor *x) { return x->shape[x->ndim - 1]; }
 /* All values but the last dimension's: what row-wise ops iterate over. */
 static inline int64_t rows_of(const Tensor *x) { return last_dim(x) ? numel(x) / last_dim(x) : 0; }
+/* What an op on x alone computes in: a parameter that is there in both types meets bf16. */
+static inline DType compute_type(const Tensor *x) { return x->bf16 ? BF16 : x->dtype; }
 static inline size_t tensor_bytes(const Tensor *x) { return (size_t)numel(x) * dtype_size(x->dtype); }
 
 /* A fresh tensor of the step, contents undefined. */

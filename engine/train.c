@@ -460,8 +460,8 @@ bool train_run(const Config *cfg, Error *e) {
         vc.type = cfg->data.val_kind;
     }
     bool has_val = cfg->train.eval_every && *cfg->data.val_split, mixed = cfg->data.mix_share > 0;
-    Module *m =
-        module_open(folder, r.dev, MODULE_TRAINED, !cfg->train.from_scratch, (uint64_t)cfg->run.seed, e);
+    Module *m = module_open(folder, r.dev, run_type(cfg), MODULE_TRAINED, !cfg->train.from_scratch,
+                            (uint64_t)cfg->run.seed, e);
     if (!m || !rates_apply((ParamSet *[]){&m->params}, 1, cfg, e) || (!r.comm->rank && !make_dirs(cfg->run.out, e))) goto done;
     CkptPart part = {what, m};
     int64_t start = 0;

@@ -76,8 +76,9 @@ void module_answerer(ModuleAnswerer *a, Module *m, int64_t max_batch) {
     *a = (ModuleAnswerer){{step, max_batch, !strcmp(step, "VQA") ? answer_vqa : !strcmp(step, "LOC") ? answer_loc : answer_clip}, m, LOC_THRESHOLD, false};
 }
 
-Module *module_open_for(const char *step, const char *folder, Device *dev, ModuleUse use, Error *e) {
-    Module *m = module_open(folder, dev, use, true, 0, e);
+Module *module_open_for(const char *step, const char *folder, Device *dev, DType precision, ModuleUse use,
+                        Error *e) {
+    Module *m = module_open(folder, dev, precision, use, true, 0, e);
     if (m && strcmp(m->type->step, step)) {
         fail_as(e, FAIL_MODEL, "%s: a %s model answers %s steps, a model for %s is wanted", folder,
                 m->type->name, m->type->step, step);

@@ -14,7 +14,7 @@ typedef struct ModuleAnswerer {
 void module_answerer(ModuleAnswerer *a, Module *m, int64_t max_batch);
 
 /* Opens a model folder for a program step: fails when it answers another one. */
-Module *module_open_for(const char *step, const char *folder, Device *dev, ModuleUse use, Error *e);
+Module *module_open_for(const char *step, const char *folder, Device *dev, DType precision, ModuleUse use, Error *e);
 
 /* Index of the largest of n logits (the first of equals; NaN is never largest). */
 int argmax(const float *x, int64_t n);

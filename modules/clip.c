@@ -66,7 +66,7 @@ static void image_run(Module *m, Ctx *c, const Ask *const *ask, int64_t n, Tenso
         size[i][1] = (int)(w <= h ? s : MIN(s * w / h, LONGEST));
     }
     Tensor *x = op_token(c, clip_vision_run(&o->vision, c, ask, (const int(*)[2])size, n), 0);
-    x = op_linear(c, norm(c, o->vision.post_norm, x, (float)o->vision.n.eps), o->visual_projection, NULL);
+    x = op_linear_f32(c, norm(c, o->vision.post_norm, x, (float)o->vision.n.eps), o->visual_projection, NULL);
     out[FEATURE] = op_l2norm(c, x, 0);
 }
 

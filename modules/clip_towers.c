@@ -101,7 +101,7 @@ Tensor *clip_vision_run(const ClipVision *v, Ctx *c, const Ask *const *ask, cons
     }
     Tensor *part[2];
     part[0] = RESHAPE(c, op_gather(c, v->class_embedding, zero, n), n, 1, v->n.C);
-    part[1] = linear(c, v->patch, op_image_patches(c, image, rect, size, &v->patches, n));
+    part[1] = linear(c, v->patch, op_image_patches(c, compute_type(v->patch.w), image, rect, size, &v->patches, n));
     Tensor *x = op_add_rows(c, op_concat_tokens(c, part, 2), v->position);
     return encode(c, &v->n, norm(c, v->pre_norm, x, (float)v->n.eps), false);
 }
@@ -142,7 +142,7 @@ Tensor *clip_text_run(const ClipText *t, const Module *m, Ctx *c, const Ask *con
     Tensor *x = RESHAPE(c, op_gather(c, t->token, flat, n * T), n, T, W);
     x = encode(c, &t->n, op_add_rows(c, x, op_gather(c, t->position, position, T)), true);
     x = op_gather(c, RESHAPE(c, x, n * T, W), last, n); /* before the norm, which works by row */
-    return op_linear(c, norm(c, t->final_norm, x, (float)t->n.eps), t->projection, NULL);
+    return op_linear_f32(c, norm(c, t->final_norm, x, (float)t->n.eps), t->projection, NULL); /* a unit vector to be: f32 */
 }
 
 /* ---- what they gave ------------------------------------------------------------------------------- */

@@ -122,11 +122,12 @@ static bool read_labels(Module *m, Error *e) {
 
 /* ---- open, save, close ---------------------------------------------------------------------------- */
 
-static bool open_parts(Module *m, Device *dev, ModuleUse use, bool weights, uint64_t seed, Error *e) {
+static bool open_parts(Module *m, Device *dev, DType precision, ModuleUse use, bool weights, uint64_t seed,
+                       Error *e) {
     double std = 0;
     if (!read_labels(m, e) || !config_float(m, "initializer_range", 0.02, &std, e) || !m->type->open(m, e))
         return false;
-    params_alloc(&m->params, dev, use == MODULE_TRAINED);
+    params_alloc(&m->params, dev, precision, use == MODULE_TRAINED);
     if (!weights) {
         params_init(&m->params, seed, (float)std);
         if (m->type->init) m->type->init(m);
@@ -153,7 +154,8 @@ static bool open_parts(Module *m, Device *dev, ModuleUse use, bool weights, uint
     return ok;
 }
 
-Module *module_open(const char *folder, Device *dev, ModuleUse use, bool weights, uint64_t seed, Error *e) {
+Module *module_open(const char *folder, Device *dev, DType precision, ModuleUse use, bool weights,
+                    uint64_t seed, Error *e) {
     json_t *config = read_json(folder, "config.json", e);
     if (!config) return NULL;
     const char *name = json_string_value(json_object_get(config, "model_type"));
@@ -177,7 +179,7 @@ Module *module_open(const char *folder, Device *dev, ModuleUse use, bool weights
     arena_open(&m->host, "module", NULL, (size_t)64 << 20);
     params_open(&m->params, &m->host);
     m->processor = read_json(folder, "preprocessor_config.json", e);
-    if (!m->processor || !open_parts(m, dev, use, weights, seed, e)) {
+    if (!m->processor || !open_parts(m, dev, precision, use, weights, seed, e)) {
         module_close(m);
         return NULL;
     }
@@ -231,6 +233,7 @@ void module_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *out) 
     if (!n) return;
     m->asks += n;
     m->forwards++;
+    params_refresh(&m->params);
     m->type->forward(m, c, ask, n, out);
 }
 

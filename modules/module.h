@@ -20,8 +20,8 @@ typedef struct Ask {
     const char *query;  /* VQA: the question. LOC, CLIP: the object phrase, without the prompt's "a photo of " */
 } Ask;
 
-/* What one forward gave, row i for ask i. VQA: logits (n, V). LOC: logits (n, P), boxes (n, P, 4) as cx, cy, w, h in 0..1
- * of the rectangle. CLIP: logits (n, 1), the cosine of rectangle and text. */
+/* What one forward gave, row i for ask i, in f32 whatever the module computes in. VQA: logits (n, V). LOC: logits (n, P),
+ * boxes (n, P, 4) as cx, cy, w, h in 0..1 of the rectangle. CLIP: logits (n, 1), the cosine of rectangle and text. */
 typedef struct Outputs {
     int64_t n;
     Tensor *logits, *boxes;
@@ -66,9 +66,9 @@ struct Module {
 typedef enum ModuleUse { MODULE_FROZEN, MODULE_TRAINED } ModuleUse;
 
 /* Opens FOLDER. weights: read model.safetensors; else (a folder without it is then right too) draw initial values from
- * `seed`, with the config's initializer_range (0: by fan-in). `use` decides whether gradients and moments are kept. The
- * module is closed with module_close. */
-Module *module_open(const char *folder, Device *dev, ModuleUse use, bool weights, uint64_t seed, Error *e);
+ * `seed`, with the config's initializer_range (0: by fan-in). `precision`: what it computes in, see param.h. `use`
+ * decides whether gradients and moments are kept. The module is closed with module_close. */
+Module *module_open(const char *folder, Device *dev, DType precision, ModuleUse use, bool weights, uint64_t seed, Error *e);
 void module_close(Module *m);
 /* Writes a folder that module_open reads back: weights and copies of the other files. */
 bool module_save(const Module *m, const char *folder, Error *e);

@@ -59,6 +59,7 @@ static void owlvit_init(Module *m) {
         Param *p = param_find(&m->params, names[i]);
         m->params.dev->zero(m->params.dev, p->t.data, tensor_bytes(&p->t));
     }
+    params_changed(&m->params);
 }
 
 static float unsigmoid(float v) { return logf(v + 1e-4f) - log1pf(-v + 1e-4f); }
@@ -111,11 +112,13 @@ static void image_run(Module *m, Ctx *c, const Ask *const *ask, int64_t n, Tenso
     Tensor *x = norm(c, o->vision.post_norm, clip_vision_run(&o->vision, c, ask, (const int(*)[2])size, n), eps);
 
     Tensor *f = norm(c, o->merge_norm, op_mul_tokens(c, op_slice_tokens(c, x, 1, P), op_token(c, x, 0)), eps);
-    out[IMAGE_CLASS] = op_l2norm(c, linear(c, o->class_dense, f), 1e-6f);
-    out[IMAGE_SHIFT] = RESHAPE(c, linear(c, o->shift, f), n, P);
-    out[IMAGE_SCALE] = op_elu1(c, RESHAPE(c, linear(c, o->scale, f), n, P));
+    /* From here on f32, whatever the towers computed in: a cosine is scaled by about 10, and a box wants better than the
+     * 1/256 of an image that bf16 tells apart. Products write f32 for nothing; what is kept is small beside the tower. */
+    out[IMAGE_CLASS] = op_l2norm(c, linear_f32(c, o->class_dense, f), 1e-6f);
+    out[IMAGE_SHIFT] = RESHAPE(c, linear_f32(c, o->shift, f), n, P);
+    out[IMAGE_SCALE] = op_elu1(c, RESHAPE(c, linear_f32(c, o->scale, f), n, P));
     Tensor *b = op_gelu(c, linear(c, o->box[0], f)); /* exact gelu, whatever hidden_act says */
-    b = linear(c, o->box[2], op_gelu(c, linear(c, o->box[1], b)));
+    b = linear_f32(c, o->box[2], op_gelu(c, linear(c, o->box[1], b)));
     out[IMAGE_BOXES] = op_sigmoid(c, op_add_rows(c, b, &o->box_bias));
 }
 

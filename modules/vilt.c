@@ -180,7 +180,8 @@ static void embed_source(Vilt *v, Ctx *c, const Ask *const *ask, const int (*siz
     int64_t P = (int64_t)s->gh * s->gw, C = v->C;
     v->spec.grid_h = s->gh;
     v->spec.grid_w = s->gw;
-    Tensor *x = op_linear(c, op_image_patches(c, image, rect, size, &v->spec, n), v->patch_w, v->patch_b);
+    Tensor *x = op_linear(c, op_image_patches(c, compute_type(v->patch_w), image, rect, size, &v->spec, n),
+                          v->patch_w, v->patch_b);
 
     int32_t *idx = arena_alloc(c->host, (size_t)(n * P) * 16);
     float *w = arena_zalloc(c->host, (size_t)(n * P) * 16);
@@ -313,7 +314,7 @@ static Tensor *answer(Vilt *v, Ctx *c, const Source *s, const Texts *t, const in
     x = norm(c, v->final_norm, RESHAPE(c, x, n, v->C), v->eps);
     x = op_tanh(c, linear(c, v->pooler, x));
     x = norm(c, v->head_norm, linear(c, v->head0, x), 1e-5f);
-    return linear(c, v->head3, op_gelu(c, x));
+    return linear_f32(c, v->head3, op_gelu(c, x));
 }
 
 static void vilt_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *out) {

@@ -32,15 +32,18 @@ static bool open_models(Evaluation *v, const Config *cfg, Error *e) {
     if (!*cfg->model.vqa && !*cfg->model.loc && !*cfg->model.teacher)
         return fail_as(e, FAIL_CONFIG, "model.vqa, model.loc and model.teacher are all empty; name what is to be evaluated");
     if (*cfg->model.vqa) {
-        if (!(v->vqa = module_open_for("VQA", cfg->model.vqa, dev, MODULE_FROZEN, e))) return false;
+        if (!(v->vqa = module_open_for("VQA", cfg->model.vqa, dev, run_type(cfg), MODULE_FROZEN, e)))
+            return false;
         module_answerer(&v->vqa_answers, v->vqa, cfg->eval.batch);
     }
     if (*cfg->model.loc) {
-        if (!(v->loc = module_open_for("LOC", cfg->model.loc, dev, MODULE_FROZEN, e))) return false;
+        if (!(v->loc = module_open_for("LOC", cfg->model.loc, dev, run_type(cfg), MODULE_FROZEN, e)))
+            return false;
         module_answerer(&v->loc_answers, v->loc, cfg->eval.batch);
         v->loc_answers.threshold = (float)cfg->model.loc_threshold;
     }
-    return !*cfg->model.teacher || (v->teacher = module_open_for("VQA", cfg->model.teacher, dev, MODULE_FROZEN, e));
+    return !*cfg->model.teacher ||
+           (v->teacher = module_open_for("VQA", cfg->model.teacher, dev, run_type(cfg), MODULE_FROZEN, e));
 }
 
 static bool evaluate(Evaluation *v, const Config *cfg, Error *e) {

@@ -204,7 +204,7 @@ static bool print_model(const char *folder, bool tensors, Error *e) {
     if (!path_join(path, sizeof path, folder, "model.safetensors", e)) return false;
     char bin[PATH_MAX];
     const bool weights = !access(path, F_OK) || (path_join(bin, sizeof bin, folder, "pytorch_model.bin", NULL) && !access(bin, F_OK));
-    Module *m = module_open(folder, device_cpu(1), MODULE_FROZEN, weights, 0, e);
+    Module *m = module_open(folder, device_cpu(1), F32, MODULE_FROZEN, weights, 0, e);
     if (!m) return false;
     line("model", "%s", folder);
     line("architecture", "%s, answers %s steps", m->type->name, m->type->step);

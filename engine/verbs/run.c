@@ -212,7 +212,8 @@ static bool open_modules(Runner *r, Error *e) {
             r->answerer[r->nanswerers++] = &r->lists.base;
             continue;
         }
-        if (!(r->module[k] = module_open_for(asked_names[k], r->o.asked[k], r->run.dev, MODULE_FROZEN, e))) return false;
+        if (!(r->module[k] = module_open_for(asked_names[k], r->o.asked[k], r->run.dev, run_type(r->run.cfg), MODULE_FROZEN, e)))
+            return false;
         module_answerer(&r->answers[k], r->module[k], !strcmp(asked_names[k], "CLIP") ? PAIRS : CHUNK); /* a crop and many texts cost as much as one */
         r->answers[k].strict = r->o.strict;
         r->answers[k].threshold = (float)r->run.cfg->model.loc_threshold;

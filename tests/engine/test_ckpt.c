@@ -11,7 +11,7 @@
 
 static Module *fresh(uint64_t seed) {
     Error e = {0};
-    Module *m = module_open("configs/models/tiny-vilt", device_cpu(2), MODULE_TRAINED, false, seed, &e);
+    Module *m = module_open("configs/models/tiny-vilt", device_cpu(2), F32, MODULE_TRAINED, false, seed, &e);
     CHECK(m, "%s", e.text);
     ParamSet *ps = &m->params;
     for (int i = 0; i < ps->n; i++) {
@@ -68,7 +68,7 @@ TEST(ckpt_round_trip) {
     EXPECT(same_folders(in(out, "checkpoint-000012/vqa"), in(out, "checkpoint-000013/vqa"), why, sizeof why), "%s", why);
     EXPECT(entries(out) == 2, "%d entries", entries(out));
     /* Its model folder is a model folder. */
-    Module *c = module_open(in(out, "checkpoint-000013/vqa"), device_cpu(2), MODULE_FROZEN, true, 0, &e);
+    Module *c = module_open(in(out, "checkpoint-000013/vqa"), device_cpu(2), F32, MODULE_FROZEN, true, 0, &e);
     EXPECT(c && !memcmp(p->value, c->params.value, bytes), "%s", e.text);
     module_close(c);
     module_close(a);

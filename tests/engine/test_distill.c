@@ -13,7 +13,7 @@ TEST(distill_teacher_asks_once) {
     rig_begin(&r, false);
     Error e = {0};
     Teacher t;
-    CHECK(teacher_open(&t, "configs/models/demo-teacher", NULL, true, r.dev, &e), "%s", e.text);
+    CHECK(teacher_open(&t, "configs/models/demo-teacher", NULL, true, r.dev, F32, &e), "%s", e.text);
     static uint8_t pixels[2][SIDE * SIDE * 3];
     for (int k = 0; k < 2 * SIDE * SIDE * 3; k++)
         pixels[k / (SIDE * SIDE * 3)][k % (SIDE * SIDE * 3)] = (uint8_t)(k * 37 + k / 3000 * 91);

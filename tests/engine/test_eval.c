@@ -427,7 +427,7 @@ TEST(eval_end_to_end) {
     Bench b;
     bench_open(&b, &j.graphs);
     Error e = {0};
-    Module *m = module_open("configs/models/tiny-vilt", b.run.dev, MODULE_FROZEN, false, 3, &e);
+    Module *m = module_open("configs/models/tiny-vilt", b.run.dev, F32, MODULE_FROZEN, false, 3, &e);
     CHECK(m, "%s", e.text);
     EvalResult r[2];
     for (int k = 0; k < 2; k++) {

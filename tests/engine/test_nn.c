@@ -14,7 +14,7 @@ static void net_open(Net *n, bool trained) {
     arena_open(&n->host, "params", NULL, 1 << 20);
     params_open(&n->ps, &n->host);
     for (int i = 0; i < 2; i++) block_new(&n->block[i], &n->ps, C, MLP, &names, i ? "layer.1." : "layer.0.");
-    params_alloc(&n->ps, n->rig.dev, trained);
+    params_alloc(&n->ps, n->rig.dev, F32, trained);
     params_init(&n->ps, 3, 0);
     float *v = n->ps.value;
     for (int64_t i = 0; i < n->ps.total; i++)

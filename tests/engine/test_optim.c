@@ -51,7 +51,7 @@ TEST(optim_adamw_vector) {
     Set s;
     set_open(&s);
     Tensor *w = PARAM(&s.ps, PARAM_WEIGHT, (1, 1), "w");
-    params_alloc(&s.ps, s.rig.dev, true);
+    params_alloc(&s.ps, s.rig.dev, F32, true);
     *(float *)w->data = 1;
     const OptimConfig cfg = {.lr = 1e-2f,
                              .weight_decay = 0.01f,
@@ -85,7 +85,7 @@ TEST(optim_kinds) {
                                       PARAM_GAIN,   PARAM_WEIGHT, PARAM_WEIGHT};
     Tensor *t[6];
     for (int i = 0; i < 6; i++) t[i] = PARAM(&s.ps, kinds[i], (3, 2), "p%d", i);
-    params_alloc(&s.ps, s.rig.dev, true);
+    params_alloc(&s.ps, s.rig.dev, F32, true);
     param_find(&s.ps, "p4")->lr_scale = 0;
     param_find(&s.ps, "p5")->lr_scale = 2;
     for (int i = 0; i < 6; i++)
@@ -116,7 +116,7 @@ TEST(optim_clips) {
         Set s;
         set_open(&s);
         Tensor *a = PARAM(&s.ps, PARAM_WEIGHT, (1, 1), "a"), *b = PARAM(&s.ps, PARAM_BIAS, (1), "b");
-        params_alloc(&s.ps, s.rig.dev, true);
+        params_alloc(&s.ps, s.rig.dev, F32, true);
         *a->param_grad = 3;
         *b->param_grad = -4;
         const OptimConfig cfg = {.lr = 0.1f,
@@ -145,7 +145,7 @@ TEST(optim_not_finite) {
         param_new(&s.ps, PARAM_WEIGHT, 2, (int64_t[]){2, 3}, "layer.first");
         Tensor *b = PARAM(&s.ps, PARAM_WEIGHT, (5, 7), "layer.second");
         Tensor *c = PARAM(&s.ps, PARAM_BIAS, (3), "layer.third");
-        params_alloc(&s.ps, s.rig.dev, true);
+        params_alloc(&s.ps, s.rig.dev, F32, true);
         params_init(&s.ps, 1, 0);
         float *before = xcalloc((size_t)s.ps.total, 4);
         memcpy(before, s.ps.value, (size_t)s.ps.total * 4);

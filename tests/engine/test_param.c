@@ -28,7 +28,7 @@ static void declare(Set *s, const char *prefix, int64_t emb_rows) {
 
 static void set_open(Set *s, bool trained) {
     declare(s, "m.", 6);
-    params_alloc(&s->ps, s->dev, trained);
+    params_alloc(&s->ps, s->dev, F32, trained);
 }
 
 static void set_close(Set *s) {
@@ -70,7 +70,7 @@ TEST(param_init) {
     Set a, b;
     set_open(&a, true);
     declare(&b, "m.", 60);
-    params_alloc(&b.ps, b.dev, false);
+    params_alloc(&b.ps, b.dev, F32, false);
     params_init(&a.ps, 5, 0);
     params_init(&b.ps, 5, 0);
     /* A function of (seed, name): another set with the same names, other neighbours, has the same numbers. */
@@ -189,7 +189,7 @@ TEST(param_moments) {
     /* Another model's, and a file that is none. */
     Set c;
     declare(&c, "m.", 7);
-    params_alloc(&c.ps, c.dev, true);
+    params_alloc(&c.ps, c.dev, F32, true);
     EXPECT(!params_load_moments(&c.ps, in_dir("moments"), &e) && e.status == FAIL_MODEL &&
                strstr(e.text, "m.m.emb of 35 values is of another size"),
            "%s", e.text);

@@ -37,7 +37,7 @@ static void set_open(Set *s) {
     params_open(&s->ps, &s->host);
     for (int i = 0; i < COUNT_OF(rows); i++)
         param_new(&s->ps, PARAM_WEIGHT, 2, (int64_t[]){2, 3}, "%s", rows[i].name);
-    params_alloc(&s->ps, device_cpu(1), true);
+    params_alloc(&s->ps, device_cpu(1), F32, true);
     config_defaults(&s->cfg);
 }
 
@@ -121,7 +121,7 @@ TEST(rates_frozen_training) {
         config_defaults(&cfg);
         snprintf(cfg.train.freeze, CONFIG_TEXT, "%s", freeze[k]);
         Device *dev = device_cpu(2);
-        Module *m = module_open("configs/models/tiny-vilt", dev, MODULE_TRAINED, false, 3, &e);
+        Module *m = module_open("configs/models/tiny-vilt", dev, F32, MODULE_TRAINED, false, 3, &e);
         EXPECT(m && rates_apply((ParamSet *[]){&m->params}, 1, &cfg, &e), "%s", e.text);
         if (!m) return;
         Arena step, host;

@@ -28,7 +28,7 @@ static const char *write_text(const char *name, const char *text) {
 
 static void save_fresh(const char *config, char *folder, uint64_t seed) {
     Error e = {0};
-    Module *m = module_open(config, device_cpu(1), MODULE_FROZEN, false, seed, &e);
+    Module *m = module_open(config, device_cpu(1), F32, MODULE_FROZEN, false, seed, &e);
     CHECK(m && module_save(m, folder, &e), "%s", e.text);
     module_close(m);
 }
@@ -138,7 +138,7 @@ TEST(run_answers_as_the_modules) {
     rig_open(&r);
     rig_begin(&r, false);
     Error e = {0};
-    Module *m = module_open_for("VQA", vqa, r.dev, MODULE_FROZEN, &e);
+    Module *m = module_open_for("VQA", vqa, r.dev, F32, MODULE_FROZEN, &e);
     char *data, programs[2048] = "", one[512];
     size_t size;
     ImageView v;

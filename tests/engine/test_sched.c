@@ -59,7 +59,7 @@ static void networks_open(Networks *n) {
     static const char *const folder[] = {"configs/models/tiny-vilt", "configs/models/tiny-owlvit"};
     Error e = {0};
     for (int k = 0; k < 2; k++)
-        CHECK((n->module[k] = module_open(folder[k], device_cpu(0), MODULE_FROZEN, false, 11, &e)), "%s",
+        CHECK((n->module[k] = module_open(folder[k], device_cpu(0), F32, MODULE_FROZEN, false, 11, &e)), "%s",
               e.text);
     module_answerer(&n->vqa, n->module[0], 256);
     module_answerer(&n->loc, n->module[1], 256);

@@ -112,7 +112,7 @@ TEST(train_learns) {
     char folder[600];
     snprintf(folder, sizeof folder, "%s/learns/model", test_dir());
     run_open(&r, &cfg, NULL);
-    Module *m = module_open(folder, r.dev, MODULE_FROZEN, true, 0, &e);
+    Module *m = module_open(folder, r.dev, F32, MODULE_FROZEN, true, 0, &e);
     EXPECT(m, "%s", e.text);
     const DatasetConfig dc = {.type = "steps", .dir = cfg.data.dir, .split = "train"};
     if (m && trainset_open(&t, &dc, m, &e)) {
@@ -132,7 +132,7 @@ TEST(train_names_not_finite) {
     Run r;
     Error e = {0};
     run_open(&r, &cfg, NULL);
-    Module *m = module_open("configs/models/tiny-vilt", r.dev, MODULE_TRAINED, false, 1, &e);
+    Module *m = module_open("configs/models/tiny-vilt", r.dev, F32, MODULE_TRAINED, false, 1, &e);
     CHECK(m, "%s", e.text);
     ParamSet *set[] = {&m->params};
     static uint8_t pixels[48 * 48 * 3];

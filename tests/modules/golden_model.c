@@ -8,7 +8,7 @@ bool golden_open(ModelCase *g, const char *folder) {
     Error e = {0};
     char path[600];
     bool ok = path_join(path, sizeof path, folder, "golden.safetensors", &e) &&
-              case_open(g, folder, path, dev ? dev : device_cpu(0), (size_t)64 << 20, &e);
+              case_open(g, folder, path, dev ? dev : device_cpu(0), F32, (size_t)64 << 20, &e);
     EXPECT(ok, "%s (golden files are made with tests/golden/make_models.py)", e.text);
     return ok;
 }

@@ -42,9 +42,9 @@ static void read_asks(ModelCase *k) {
     }
 }
 
-bool case_open(ModelCase *k, const char *folder, const char *file, Device *dev, size_t step_bytes, Error *e) {
+bool case_open(ModelCase *k, const char *folder, const char *file, Device *dev, DType precision, size_t step_bytes, Error *e) {
     *k = (ModelCase){0};
-    if (!st_open(&k->st, file, e) || !(k->m = module_open(folder, dev, MODULE_TRAINED, true, 0, e))) {
+    if (!st_open(&k->st, file, e) || !(k->m = module_open(folder, dev, precision, MODULE_TRAINED, true, 0, e))) {
         st_close(&k->st);
         return false;
     }

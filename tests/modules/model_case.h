@@ -20,8 +20,8 @@ typedef struct ModelCase {
     Outputs out; /* of the last case_forward */
 } ModelCase;
 
-/* Opens FOLDER for training on `dev`, and the file; step_bytes: room for one update. */
-bool case_open(ModelCase *k, const char *folder, const char *file, Device *dev, size_t step_bytes, Error *e);
+/* Opens FOLDER for training on `dev`, to compute in `precision`, and the file; step_bytes: room for one update. */
+bool case_open(ModelCase *k, const char *folder, const char *file, Device *dev, DType precision, size_t step_bytes, Error *e);
 void case_close(ModelCase *k);
 /* A fresh step: arenas reset, tower outputs forgotten; with or without a tape. */
 void case_begin(ModelCase *k, bool tape);

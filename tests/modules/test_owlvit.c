@@ -104,7 +104,7 @@ TEST(owlvit_chunks) {
 /* A fresh network starts from the prior that a patch is the object, 0.01: logits around -4.6, none sure. */
 TEST(owlvit_fresh_prior) {
     Error e = {0};
-    Module *m = module_open("configs/models/tiny-owlvit", device_cpu(0), MODULE_FROZEN, false, 7, &e);
+    Module *m = module_open("configs/models/tiny-owlvit", device_cpu(0), F32, MODULE_FROZEN, false, 7, &e);
     EXPECT(m, "%s", e.text);
     if (!m) return;
     enum { N = 6 };
@@ -168,7 +168,7 @@ TEST(owlvit_bad_config) {
         snprintf(changed, sizeof changed, "%.*s%s%s", (int)(at - text), text, cases[k].to, at + strlen(cases[k].from));
         EXPECT(file_write_atomic(to, changed, strlen(changed), &e), "%s", e.text);
         e = (Error){0};
-        Module *m = module_open(folder, device_cpu(0), MODULE_FROZEN, false, 1, &e);
+        Module *m = module_open(folder, device_cpu(0), F32, MODULE_FROZEN, false, 1, &e);
         EXPECT(!m, "%s was accepted", cases[k].to);
         EXPECT(m || (strstr(e.text, cases[k].want) && strstr(e.text, "bad-owlvit") && e.status == FAIL_MODEL), "\"%s\" does not say \"%s\"", e.text, cases[k].want);
         module_close(m);

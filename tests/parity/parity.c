@@ -40,7 +40,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: parity FOLDER CASE.safetensors OUT.safetensors [SAVED]\n");
         return FAIL_USAGE;
     }
-    bool ok = case_open(&k, argv[1], argv[2], device_cpu(0), (size_t)64 << 30, &e);
+    bool ok = case_open(&k, argv[1], argv[2], device_cpu(0), F32, (size_t)64 << 30, &e);
     if (ok) {
         case_begin(&k, false);
         case_forward(&k);
