@@ -2,12 +2,13 @@
 """Golden values of whole models: tiny random ones from transformers, in float64.
 
 Writes tests/golden/tiny-*: a model folder each (f32 weights) and golden.safetensors with the inputs, the outputs, the loss, every
-parameter's gradient, and the losses of ten AdamW updates on the same batch. Needs the packages of tests/parity/requirements.txt;
-CI never runs it.
+parameter's gradient, the losses of ten AdamW updates on the same batch, and how far from all this the model comes out when it
+computes in bf16. Needs the packages of tests/parity/requirements.txt; CI never runs it.
 
     python3 tests/golden/make_models.py            all
     python3 tests/golden/make_models.py vilt       those named
 """
+import copy
 import pathlib
 import sys
 
@@ -22,10 +23,10 @@ sys.dont_write_bytecode = True
 import make_tokenizers
 import reference
 
-LR, DECAY, UPDATES = 1e-3, 0.01, 10
+LR, DECAY, UPDATES, DRAWS = 1e-3, 0.01, 10, 16
 
 
-def train(case):
+def train(case, autocast=False):
     """Losses before each of ten updates: AdamW with decoupled decay on all but biases, norms and scalars."""
     named = [(n, p) for n, p in case.model.named_parameters() if p.requires_grad]
     plain = [p for n, p in named if n.endswith("bias") or reference.is_norm(n) or p.ndim == 0]
@@ -34,14 +35,43 @@ def train(case):
     losses = []
     for _ in range(UPDATES):
         opt.zero_grad()
-        loss = case.loss(case.run())
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):  # each time anew: it keeps rounded weights until it ends
+            loss = case.loss(case.run())
         loss.backward()
         losses.append(loss.item())
         opt.step()
     return losses
 
 
-def write_golden(folder, case):
+def values(case, times):
+    """The outputs, and for each of `times` the gradients of their sum times these numbers."""
+    out = {k: v.detach().double() for k, v in case.run().items()}
+    for i, t in enumerate(times):
+        case.model.zero_grad()
+        sum((v.double() * t[k]).sum() for k, v in case.run().items()).backward()
+        out |= {(i, "grad." + n): p.grad.double().clone() for n, p in case.model.named_parameters() if p.grad is not None}
+    case.model.zero_grad()
+    return out
+
+
+def bf16_distances(case_of):
+    """|x16 - x| of each output and each gradient: x16 from the model with weights, activations and gradients in bf16. The
+    gradient is that of the outputs times fixed numbers: a loss may jump between two outputs that differ by a rounding (L1, or
+    a match), and this is about the network. Root mean square over DRAWS of these numbers: a bias of one value would else be
+    judged by one throw of the dice."""
+    times, case = [], case_of(torch.float64)
+    for seed in range(DRAWS):
+        g = torch.Generator().manual_seed(seed)
+        times.append({k: torch.randn(v.shape, generator=g, dtype=torch.float64).float() for k, v in case.run().items()})
+    want, got = values(case, times), values(case_of(torch.bfloat16), times)
+    far = {k: (got[k] - want[k]).norm() for k in want}
+    out = {k: far[k] for k in far if isinstance(k, str)}
+    out |= {k[1]: (sum(far[i, k[1]] ** 2 for i in range(DRAWS)) / DRAWS).sqrt() for k in far if not isinstance(k, str)}
+    return {"bf16." + k: v.float().reshape(1) for k, v in out.items()} | {"bf16.times." + k: v for k, v in times[0].items()}
+
+
+def write_golden(folder, case_of):
+    case = case_of(torch.float64)
     outputs = case.run()
     loss = case.loss(outputs)
     loss.backward()
@@ -52,6 +82,8 @@ def write_golden(folder, case):
             out["grad." + name] = p.grad.float().clone().contiguous()
     out["loss"] = loss.detach().double().reshape(1)
     out["losses"] = torch.tensor(train(case), dtype=torch.float64)
+    out["bf16.losses"] = torch.tensor(train(case_of(torch.float32), autocast=True))
+    out |= bf16_distances(case_of)
     meta = {"torch": torch.__version__, "transformers": transformers.__version__, "made_by": "tests/golden/make_models.py"}
     save_file(out, folder / "golden.safetensors", metadata=meta | case.metadata)
     sizes = {p.name: p.stat().st_size for p in folder.iterdir()}
@@ -93,7 +125,7 @@ def make_vilt():
         num_labels=11, tie_word_embeddings=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
     model = reference.vilt_save(folder, config, 32)
     rows = asks(32, ["Is the ball red?", "what color is the striped box left of the tree", "How many trees?"])
-    write_golden(folder, reference.vilt_case(folder, model, rows))
+    write_golden(folder, lambda dtype: reference.vilt_case(folder, copy.deepcopy(model), rows, dtype))
 
 
 PHRASES = ["red ball", "Striped tree house", "a box, and much else that does not fit"]
@@ -113,7 +145,7 @@ def clip_towers(folder, positions):
 def make_owlvit():
     folder = tiny("owlvit")
     model = reference.owlvit_save(folder, transformers.OwlViTConfig(**clip_towers(folder, 16)))
-    write_golden(folder, reference.owlvit_case(folder, model, asks(32, PHRASES)))
+    write_golden(folder, lambda dtype: reference.owlvit_case(folder, copy.deepcopy(model), asks(32, PHRASES), dtype))
 
 
 def make_clip():
@@ -125,7 +157,7 @@ def make_clip():
     texts = ["red ball", "box", "Striped tree house, and much else that does not fit", "blue image"]
     rects = [(0, 0, 61, 40), (7, 30, 55, 35), (0, 0, 37, 50), (5, 3, 33, 49)]
     rows = reference.Asks(images, [(i // 2, rect, text) for i, (rect, text) in enumerate(zip(rects, texts))])
-    write_golden(folder, reference.clip_case(folder, model, rows))
+    write_golden(folder, lambda dtype: reference.clip_case(folder, copy.deepcopy(model), rows, dtype))
 
 
 if __name__ == "__main__":

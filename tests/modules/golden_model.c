@@ -1,17 +1,20 @@
 /* golden_model.c -- see golden_model.h. */
 #include "tests/modules/golden_model.h"
+#include "tests/engine/rig.h"
 #include "tests/kernels/kernels.h"
 
 #include <math.h>
 
-bool golden_open(ModelCase *g, const char *folder) {
+static bool open_in(ModelCase *g, const char *folder, DType precision) {
     Error e = {0};
     char path[600];
     bool ok = path_join(path, sizeof path, folder, "golden.safetensors", &e) &&
-              case_open(g, folder, path, dev ? dev : device_cpu(0), F32, (size_t)64 << 20, &e);
+              case_open(g, folder, path, dev ? dev : device_cpu(0), precision, (size_t)64 << 20, &e);
     EXPECT(ok, "%s (golden files are made with tests/golden/make_models.py)", e.text);
     return ok;
 }
+
+bool golden_open(ModelCase *g, const char *folder) { return open_in(g, folder, F32); }
 
 static double largest(const float *x, int64_t n) {
     double m = 0;
@@ -85,4 +88,95 @@ void golden_train(ModelCase *g, double rel) {
         Error e = {0};
         EXPECT(optim_step(&g->m->params, &cfg, k, &norm, &e), "%s", e.text);
     }
+}
+
+/* ---- bf16 ----------------------------------------------------------------------------------------- */
+
+/* The outputs, and what their fixed multiples' gradient is, in host memory: logits, boxes or NULL, the flat gradient buffer. */
+static void outputs_and_gradients(ModelCase *g, const float *x[3]) {
+    const ParamSet *ps = &g->m->params;
+    Outputs *out = &g->out;
+    case_begin(g, true);
+    case_forward(g);
+    x[0] = to_host(&g->c, out->logits);
+    x[1] = out->boxes ? to_host(&g->c, out->boxes) : NULL;
+    seed_gradient(&g->c, out->logits, case_f32(g, "bf16.times.logits"));
+    if (out->boxes) seed_gradient(&g->c, out->boxes, case_f32(g, "bf16.times.boxes"));
+    tape_backward(&g->c);
+    float *grad = arena_alloc(&g->host, (size_t)ps->total * sizeof *grad);
+    ps->dev->download(ps->dev, grad, ps->grad, (size_t)ps->total * sizeof *grad);
+    x[2] = grad;
+}
+
+static double norm_of(const float *x, const float *minus, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += pow((double)x[i] - (minus ? (double)minus[i] : 0), 2);
+    return sqrt(sum);
+}
+
+/* What PyTorch's is off by; 0 when the outputs do not depend on it. */
+static double peer(ModelCase *g, const char *prefix, const char *name) {
+    char text[330];
+    snprintf(text, sizeof text, "bf16.%s%s", prefix, name);
+    return st_find(&g->st, text) ? (double)*case_f32(g, text) : 0;
+}
+
+/* A key's bias moves all scores of a query alike. Its true gradient is 0; what is there is the rounding of what adds up in it,
+ * and more of it where, as in ours, a row of attention is not rounded as a whole. It is measured by the gradient of the key's
+ * weight, which adds up the same. */
+static double key_bias_bound(const ParamSet *ps, const Param *bias, const float *want) {
+    char name[320];
+    const size_t n = strlen(bias->name) - strlen("bias");
+    snprintf(name, sizeof name, "%.*sweight", (int)n, bias->name);
+    const Param *weight = param_find(ps, name);
+    CHECK(!strcmp(bias->name + n, "bias") && weight, "%s has no gradient", bias->name);
+    return EPS16 * norm_of(want + weight->at, NULL, weight->n);
+}
+
+static void compare_bf16(ModelCase *g, const float *const got[3], const float *const want[3]) {
+    static const char *const outputs[] = {"logits", "boxes"};
+    const ParamSet *ps = &g->m->params;
+    for (int k = 0; k < 2 && want[k]; k++)
+        EXPECT_NEAR(norm_of(got[k], want[k], st_numel(case_tensor(g, outputs[k]))), 0, 2 * peer(g, "", outputs[k]),
+                    "%s in bf16: distance", outputs[k]);
+    double share = 0; /* PyTorch's error over the gradient, in the mean: it counts where a few values are near by luck */
+    int counted = 0;
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < ps->n; i++) {
+            const Param *p = ps->param[i];
+            const double size = norm_of(want[2] + p->at, NULL, p->n), its = peer(g, "grad.", p->name);
+            const bool nothing = size < 1e-3 * its;
+            if (pass)
+                EXPECT_NEAR(norm_of(got[2] + p->at, want[2] + p->at, p->n), 0,
+                            nothing ? key_bias_bound(ps, p, want[2]) : 2 * fmax(its, share / counted * size),
+                            "gradient of %s in bf16: distance", p->name);
+            else if (its > 0 && !nothing)
+                share += its / size, counted++;
+        }
+}
+
+void golden_check_bf16(const char *folder) {
+    ModelCase f32, bf16;
+    Device *const under_test = dev;
+    dev = NULL;
+    const bool open = open_in(&f32, folder, F32);
+    dev = under_test;
+    if (!open || !open_in(&bf16, folder, BF16)) return;
+    const float *want[3], *got[3];
+    outputs_and_gradients(&f32, want);
+    outputs_and_gradients(&bf16, got);
+    compare_bf16(&bf16, got, want);
+    case_close(&f32);
+    case_close(&bf16);
+}
+
+void golden_train_bf16(const char *folder) {
+    ModelCase g;
+    if (!open_in(&g, folder, BF16)) return;
+    const float *f32 = case_f32(&g, "losses"), *bf16 = case_f32(&g, "bf16.losses");
+    double furthest = 0;
+    for (int k = 0; k < st_numel(case_tensor(&g, "losses")); k++)
+        furthest = fmax(furthest, fabs((double)bf16[k] / (double)f32[k] - 1));
+    golden_train(&g, 2 * furthest);
+    case_close(&g);
 }

@@ -18,3 +18,11 @@ void golden_compare_grads(ModelCase *g, double rel);
 void golden_gradients(ModelCase *g, double rel);
 /* Ten updates of AdamW as in make_models.py; each loss within `rel` of the golden one. */
 void golden_train(ModelCase *g, double rel);
+
+/* FOLDER's model in bf16 on the device under test beside itself in f32 on the CPU: outputs, and gradients of the outputs times
+ * fixed numbers, each as the norm of the difference. PyTorch's distance is in the golden file. Both round alike but add in
+ * other orders, so errors are of one size and not equal: at most twice PyTorch's. */
+void golden_check_bf16(const char *folder);
+/* The ten updates in bf16: each loss off by at most twice the furthest of PyTorch's under autocast. AdamW goes by the signs of
+ * gradients, and OWL-ViT's loss by a matching: what a rounding turns has its own way from there, in either. */
+void golden_train_bf16(const char *folder);

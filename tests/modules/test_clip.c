@@ -26,6 +26,9 @@ DEVICE_TEST(clip_gradients) {
     case_close(&g);
 }
 
+DEVICE_TEST(clip_bf16) { golden_check_bf16(FOLDER); }
+TEST(clip_bf16_ten_updates) { golden_train_bf16(FOLDER); }
+
 DEVICE_TEST(clip_ten_updates) {
     ModelCase g;
     if (!golden_open(&g, FOLDER)) return;

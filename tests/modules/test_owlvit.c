@@ -27,6 +27,9 @@ DEVICE_TEST(owlvit_gradients) {
     case_close(&g);
 }
 
+DEVICE_TEST(owlvit_bf16) { golden_check_bf16(FOLDER); }
+TEST(owlvit_bf16_ten_updates) { golden_train_bf16(FOLDER); }
+
 DEVICE_TEST(owlvit_ten_updates) {
     ModelCase g;
     if (!golden_open(&g, FOLDER)) return;

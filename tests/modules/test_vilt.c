@@ -24,6 +24,9 @@ DEVICE_TEST(vilt_gradients) {
     case_close(&g);
 }
 
+DEVICE_TEST(vilt_bf16) { golden_check_bf16(FOLDER); }
+TEST(vilt_bf16_ten_updates) { golden_train_bf16(FOLDER); }
+
 DEVICE_TEST(vilt_ten_updates) {
     ModelCase g;
     if (!golden_open(&g, FOLDER)) return;
