@@ -111,22 +111,29 @@ TEST(resume_vqa_accumulating) {
     if (vpdistill()) check_train("VQA, accumulating, augmented", "train.module=vqa train.accumulate=2 train.augment=0.5 train.schedule=cosine", 3, 3);
 }
 
+TEST(resume_vqa_bf16) {
+    if (vpdistill()) check_train("VQA in bf16", "train.module=vqa run.precision=bf16", 3, 6);
+}
+
 TEST(resume_loc) {
     if (vpdistill()) check_train("LOC", "train.module=loc", 3, 4);
 }
 
 /* Two students, a teacher and the trace: what an update wrote after the last checkpoint is cut off and written again. */
-TEST(resume_distill) {
+static void check_distill(const char *what, const char *options, int kills, uint64_t seed) {
     static const char *const parts[] = {"checkpoint-000008", "checkpoint-000006", "vqa", "loc", "trace"};
     char line[2000];
     if (!vpdistill()) return;
     snprintf(line, sizeof line,
              "distill data.dir=%s model.vqa=%s/configs/models/demo-vqa model.loc=%s/configs/models/demo-loc "
              "model.teacher=%s/configs/models/demo-teacher model.loc_threshold=0.4 distill.steps=8 distill.programs=3 distill.lr_vqa=0.001 "
-             "distill.lr_loc=0.001 distill.reuse=2 distill.lag=2 distill.replay_dir=%s train.save_every=2 eval.limit=4 run.out=out trace.path=out/trace/lines.jsonl run.threads=2",
-             tiny_scenes(), repository(), repository(), repository(), tiny_scenes());
-    check_resume("distillation", line, parts, COUNT_OF(parts), 4, 5);
+             "distill.lr_loc=0.001 distill.reuse=2 distill.lag=2 distill.replay_dir=%s train.save_every=2 eval.limit=4 run.out=out trace.path=out/trace/lines.jsonl run.threads=2 %s",
+             tiny_scenes(), repository(), repository(), repository(), tiny_scenes(), options);
+    check_resume(what, line, parts, COUNT_OF(parts), kills, seed);
 }
+
+TEST(resume_distill) { check_distill("distillation", "", 4, 5); }
+TEST(resume_distill_bf16) { check_distill("distillation in bf16", "run.precision=bf16", 2, 8); }
 
 /* Kills come from anywhere: also a run that is asked to end politely leaves whole checkpoints. */
 TEST(resume_after_sigterm) {
