@@ -169,3 +169,39 @@ TEST(optim_not_finite) {
         set_close(&s);
     }
 }
+
+/* The copy in bf16 is what the values round to after whatever wrote them, and the values do not know of it. */
+TEST(optim_bf16_copy) {
+    Set s[2];
+    for (int k = 0; k < 2; k++) {
+        set_open(&s[k]);
+        Tensor *w = PARAM(&s[k].ps, PARAM_WEIGHT, (5, 7), "w");
+        param_new(&s[k].ps, PARAM_WEIGHT, 1, (int64_t[]){3}, "unused")->lr_scale = 0;
+        param_new(&s[k].ps, PARAM_BIAS, 1, (int64_t[]){9}, "b");
+        Tensor *row = param_rows(&s[k].ps, w, 2, 1);
+        params_alloc(&s[k].ps, s[k].rig.dev, k ? BF16 : F32, true);
+        EXPECT(k ? (uint16_t *)row->bf16 == (uint16_t *)w->bf16 + 14 : !row->bf16 && !w->bf16, "a view's copy");
+        EXPECT(compute_type(row) == (k ? BF16 : F32) && row->dtype == F32, "types");
+        params_init(&s[k].ps, 3, 0);
+        param_scale(&s[k].ps, w, 3);
+        for (int step = 0; step < 3; step++) {
+            params_refresh(&s[k].ps); /* a forward */
+            for (int64_t i = 0; i < s[k].ps.total; i++) s[k].ps.grad[i] = (float)(i % 5) - 2;
+            const OptimConfig cfg = {.lr = 0.1f,
+                                     .weight_decay = 0.1f,
+                                     .beta1 = 0.9f,
+                                     .beta2 = 0.9f,
+                                     .eps = 1e-8f,
+                                     .schedule = SCHEDULE_CONSTANT};
+            Error e = {0};
+            double norm;
+            EXPECT(optim_step(&s[k].ps, &cfg, step, &norm, &e), "%s", e.text);
+            EXPECT(!s[k].ps.changed, "another pass over all values after AdamW's own");
+            for (int64_t i = 0; k && i < s[k].ps.total; i++)
+                EXPECT(s[k].ps.value16[i] == bf16_round(s[k].ps.value[i]), "value %" PRId64 " after step %d", i,
+                       step);
+        }
+    }
+    EXPECT(!memcmp(s[0].ps.value, s[1].ps.value, (size_t)s[0].ps.total * 4), "other values than without");
+    for (int k = 0; k < 2; k++) set_close(&s[k]);
+}
