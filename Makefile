@@ -34,7 +34,7 @@ ENGINE := $(filter-out $(if $(filter 1,$(MPI)),,engine/comm_mpi.c) $(if $(filter
 VERBS  := $(wildcard engine/verbs/*.c)
 TESTS  := $(wildcard tests/*.c tests/kernels/*.c tests/emu/*.c tests/engine/*.c tests/data/*.c tests/modules/*.c)
 EMU    := $(wildcard kernels/cuda/*.cu tests/emu/*.cu tests/emu/faults/*.cu tests/emu/*.cpp)   # CUDA kernels, compiled for the host
-BENCH  := $(wildcard bench/*.c)
+BENCH  := $(wildcard bench/*.c bench/kernels/*.c)
 MAIN   := engine/main.c
 LIB    := $(filter-out $(MAIN),$(ENGINE))
 NCCL_T  := $(wildcard tests/nccl/*.c) engine/comm_nccl.c # against the stand-in headers there
@@ -53,11 +53,11 @@ emu_obj = $(addprefix $(B)/emu/,$(addsuffix .o,$(basename $(1))))
 
 all: $(B)/vpdistill
 
-$(B)/vpdistill: $(call obj,$(LIB) $(VERBS) $(MAIN)) $(KERNELS)
+$(B)/vpdistill: $(call obj,$(LIB) $(BENCH) $(VERBS) $(MAIN)) $(KERNELS)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
-$(B)/test: $(call obj,$(LIB) $(TESTS)) $(call emu_obj,$(EMU)) $(patsubst %.c,$(B)/standin/%.o,$(NCCL_T)) $(KERNELS) $(if $(KERNELS),$(B)/tests/emu/twins.cu.o)
+$(B)/test: $(call obj,$(LIB) $(BENCH) $(TESTS)) $(call emu_obj,$(EMU)) $(patsubst %.c,$(B)/standin/%.o,$(NCCL_T)) $(KERNELS) $(if $(KERNELS),$(B)/tests/emu/twins.cu.o)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 

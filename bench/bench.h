@@ -1,41 +1,75 @@
-/* bench.h -- what the benchmarks share: times, the machine's measured peaks, the verbs of `vpbench`.
+/* bench.h -- what the benchmarks share: times, the machine's measured peaks, the report as text and as JSON.
  *
- * A number without a denominator says little: every benchmark measures the peaks in its own run, and tells its shares of
- * them. Verbs are one file each; main.c lists them.
+ * `vpdistill bench NAME` runs one of the Benchmarks below. A number without a denominator says little: each
+ * measures what it is a share of in its own run. This folder stands on everything but the verbs: kernels <-
+ * engine, data <- modules <- bench <- verbs. Next: kernels.h.
  */
 #pragma once
-#include "engine/base.h"
+#include <jansson.h>
+
+#include "engine/comm.h"
 #include "kernels/device.h"
 
-/* Of n seconds, which are sorted: the median, and the time that 1 in 100 exceeds (the largest when n < 100). */
-typedef struct Spread { double median, p99; } Spread;
+/* ---- what there is -------------------------------------------------------------------------------- */
+
+typedef struct Benchmark {
+    const char *name, *summary;
+    bool ranks; /* several may run it together */
+    /* word: what followed the name on the command line. */
+    bool (*run)(const Config *cfg, char *const *word, int nwords, Error *e);
+} Benchmark;
+extern const Benchmark bench_kernels, bench_step, bench_loader, bench_comm, bench_waves, bench_peak_alone;
+
+/* ---- times ---------------------------------------------------------------------------------------- */
+
+/* Of n seconds (they are sorted): the median, and the time that 1 in 100 exceeds, the largest when n <
+ * 100. */
+typedef struct Spread {
+    int n;
+    double median, p99;
+} Spread;
 Spread bench_spread(double *seconds, int n);
 
-/* What this many threads reach now: fused multiply-adds from registers (2 operations each), and bytes moved by
+/* What so many threads reach now: fused multiply-adds from registers (2 operations each), and bytes moved by
  * a[i] = b[i] + s c[i] over arrays far larger than the caches (3 values each, as STREAM counts). The best of
  * many short tries during `seconds` each. */
-typedef struct Peak { double gflops, gbs; } Peak;
+typedef struct Peak {
+    double gflops, gbs;
+} Peak;
 Peak bench_peak(int threads, double seconds);
 
-/* Bytes, or -1 where /proc is not there: the largest resident size so far, and what is resident now. */
+/* Bytes, or -1 where /proc is not there: the largest resident size so far. */
 int64_t bench_peak_rss(void);
-int64_t bench_rss(void);
 
-/* Two lines that say what was measured on: processor, threads, compiler. */
-void bench_machine(FILE *f, int threads);
-
-/* On a card: times of run(arg), a series of launches per sample (cuda.c), warmed up; at least `least` samples, then until
- * `budget` seconds are spent. Returns their number. A copy within the card, queued. A line on the card and its driver. */
-int bench_cuda_times(Device *d, double *seconds, int least, int most, double budget, void (*run)(void *), void *arg);
+/* A card (cuda.c): seconds of one of `launches` calls of run(arg) queued back to back, by the card's own
+ * clock; a copy within the card, queued; its driver, runtime and cache. Without CUDA nobody gets there. */
+double bench_cuda_series(Device *d, int launches, void (*run)(void *), void *arg);
 void bench_cuda_copy(Device *d, void *dst, const void *src, size_t bytes);
-void bench_cuda_machine(FILE *f, Device *d);
+json_t *bench_cuda_card(Device *d);
 
-/* The value of "--name value" in argv, or `fallback`; dies (FAIL_USAGE) when the value is missing or no number of lo..hi. */
-const char *bench_option(int argc, char **argv, const char *name, const char *fallback);
-int bench_int(int argc, char **argv, const char *name, int fallback, int lo, int hi);
+/* Whether every word is in `text`, in capital or small letters. */
+bool bench_chosen(char *const *word, int nwords, const char *text);
 
-/* The verbs. argv: what follows the verb. They return an exit status. */
-int bench_peaks(int argc, char **argv);
-int bench_kernels(int argc, char **argv);
-int bench_loader(int argc, char **argv);
-int bench_step(int argc, char **argv);
+/* ---- the report ----------------------------------------------------------------------------------- */
+
+/* One document: {"schema": "vpdistill-bench/1", "benchmark", "command", "commit", "machine": {..}, ...,
+ * "rows": [..]}. The unit of a number ends its name: median_us, gb_per_s (10^9 bytes), gflop_per_s, bytes.
+ * What is not known is null. */
+#define BENCH_SCHEMA "vpdistill-bench/1"
+typedef struct Report {
+    json_t *json, *rows;
+    const char *path; /* bench.json; empty: no file */
+    bool quiet;       /* neither prints nor writes: not rank 0 */
+} Report;
+
+/* Prints two lines on the machine and the command. dev NULL: nothing of the device. */
+void report_begin(Report *r, const char *benchmark, const Config *cfg, Device *dev);
+/* Adds a member beside "rows"; takes the value over. */
+void report_set(Report *r, const char *name, json_t *value);
+void report_row(Report *r, json_t *row);
+/* Writes bench.json when it is asked for; frees all. Pass false when what was measured failed: then
+ * nothing is written. */
+bool report_end(Report *r, bool ok, Error *e);
+
+/* median_us, p99_us, runs. */
+void report_spread(json_t *row, Spread s);

@@ -1,41 +1,59 @@
-/* loader.c -- images per second from JPEG bytes to normalised patches: decode, crop, resize, normalise.
+/* loader.c -- `bench loader`: images per second from JPEG files to normalised patches.
  *
- *   vpbench loader [--threads N] [--size 384] [--passes 5]
+ *   vpdistill bench loader [data.dir=DIR] [bench.side=384] [bench.batch=16] [run.threads=N]
  *
- * 64 made-up photographs (48 of 500x375, 16 of 640x480, quality 90, noise of several scales, so that files have a
- * photograph's size) in memory: disks are not measured. Each thread takes whole images, as the loader's workers do; the
- * decoder may scale down (min_side) as in training. Real photographs differ: repeat on a real set before
- * believing the last digit.
+ * Two tables. The first is a worker's work alone, on 64 made-up photographs in memory (48 of 500x375, 16 of
+ * 640x480, quality 90, noise of several scales, so that files have a photograph's size): decode, crop to the
+ * middle nine tenths, resize, normalise, by 1, 2, 4 .. threads, each of which takes whole images; the decoder
+ * may scale down (min_side) as in training. MB/s are of JPEG bytes. The second is the training's own loader
+ * (data/loader.c) over the images of data.dir, without it over those photographs as files: workers decode
+ * ahead of a consumer that turns every batch into patches with all its threads and does nothing else. Wait:
+ * the share of its time that it waits for a batch. Real photographs differ: give a real set before believing
+ * the last digit.
  */
+#include <ftw.h>
 #include <omp.h>
-#include <sched.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "bench/bench.h"
-#include "data/jpeg.h"
+#include "data/loader.h"
 #include "kernels/cpu/cpu.h"
 
-enum { FILES = 64 };
+enum { FILES = 64, PASSES = 20, MOST_PASSES = 1000, DEFAULT_SIDE = 384, DEFAULT_BATCH = 16, PATCH = 32 };
 
-typedef struct File { unsigned char *data; size_t size; int w, h; } File;
+typedef struct File {
+    unsigned char *data;
+    size_t size;
+    int w, h;
+} File;
 
-/* Value noise of five octaves, different in each channel. */
+/* Value noise of five octaves, different in each channel: random corners every 64, 32 .. 4 pixels,
+ * bilinear between them. */
 static void photograph(uint8_t *rgb, int w, int h, uint64_t seed) {
-    memset(rgb, 0, (size_t)w * (size_t)h * 3);
-    for (int c = 0; c < 3; c++)
-        for (int y = 0; y < h; y++)
-            for (int x = 0; x < w; x++) {
-                double v = 0;
-                for (int o = 0; o < 5; o++) {
-                    int cell = 64 >> o;
-                    double fx = (double)(x % cell) / cell, fy = (double)(y % cell) / cell, corner[4];
-                    for (int k = 0; k < 4; k++) {
-                        int at[4] = {x / cell + k % 2, y / cell + k / 2, o, c};
-                        corner[k] = (double)(hash_bytes(at, sizeof at, seed) >> 40) / 16777216.0;
-                    }
-                    v += ((corner[0] * (1 - fx) + corner[1] * fx) * (1 - fy) + (corner[2] * (1 - fx) + corner[3] * fx) * fy) / (o + 1);
-                }
-                rgb[((int64_t)y * w + x) * 3 + c] = (uint8_t)MIN(255.0, v * 112);
+    float *sum = xcalloc((size_t)w * (size_t)h, sizeof *sum),
+          *corner = xcalloc((size_t)(w / 4 + 2) * (size_t)(h / 4 + 2), sizeof *corner);
+    for (int c = 0; c < 3; c++) {
+        memset(sum, 0, (size_t)w * (size_t)h * sizeof *sum);
+        for (int octave = 0; octave < 5; octave++) {
+            const int cell = 64 >> octave, across = w / cell + 2;
+            for (int at = 0; at < across * (h / cell + 2); at++) {
+                const int key[4] = {at % across, at / across, octave, c};
+                corner[at] =
+                    (float)(hash_bytes(key, sizeof key, seed) >> 40) / 16777216.0f / (float)(octave + 1);
             }
+            for (int y = 0; y < h; y++)
+                for (int x = 0; x < w; x++) {
+                    const float *k = corner + y / cell * across + x / cell,
+                                fx = (float)(x % cell) / (float)cell, fy = (float)(y % cell) / (float)cell;
+                    sum[y * w + x] += (k[0] * (1 - fx) + k[1] * fx) * (1 - fy) +
+                                      (k[across] * (1 - fx) + k[across + 1] * fx) * fy;
+                }
+        }
+        for (int i = 0; i < w * h; i++) rgb[3 * i + c] = (uint8_t)MIN(255.0f, sum[i] * 112);
+    }
+    free(sum);
+    free(corner);
 }
 
 static bool make_files(File *f, Error *e) {
@@ -51,66 +69,198 @@ static bool make_files(File *f, Error *e) {
     return ok;
 }
 
-/* One file to patches; the rectangle is the middle nine tenths, as a crop of a program would be. */
-static bool load(const File *f, float *patches, Arena *a, int size, const PatchSpec *spec, double *decode_s, Error *e) {
+static PatchSpec spec_of(int side) {
+    return (PatchSpec){.patch = PATCH,
+                       .grid_h = side / PATCH,
+                       .grid_w = side / PATCH,
+                       .filter = BICUBIC,
+                       .mean = {0.5f, 0.5f, 0.5f},
+                       .std = {0.5f, 0.5f, 0.5f}};
+}
+
+/* The middle nine tenths, as a crop of a program would be. */
+static Rect middle(const ImageView *im) {
+    return (Rect){im->w / 20, im->h / 20, im->w - im->w / 20, im->h - im->h / 20};
+}
+
+/* ---- a worker's work ------------------------------------------------------------------------------ */
+
+static bool load(const File *f, float *patches, Arena *a, int side, double *decode_s, Error *e) {
     ImageView im;
+    const PatchSpec spec = spec_of(side);
     const double from = now_s();
     arena_reset(a, 0);
-    if (!jpeg_decode(a, f->data, f->size, size, &im, NULL, NULL, e)) return false;
+    if (!jpeg_decode(a, f->data, f->size, side, &im, NULL, NULL, e)) return false;
     *decode_s += now_s() - from;
-    const Rect r = {im.w / 20, im.h / 20, im.w - im.w / 20, im.h - im.h / 20};
-    const int to[1][2] = {{size, size}};
-    cpu_image_patches(NULL, F32, patches, &im, &r, to, spec, 1);
+    const Rect r = middle(&im);
+    const int to[1][2] = {{side, side}};
+    cpu_image_patches(NULL, F32, patches, &im, &r, to, &spec, 1);
     return true;
 }
 
-int bench_loader(int argc, char **argv) {
-    static File file[FILES];
-    Error e = {0};
-    const int threads = device_cpu(bench_int(argc, argv, "--threads", 0, 0, 1024))->nthreads;
-    const int size = bench_int(argc, argv, "--size", 384, 32, 4096) / 32 * 32, passes = bench_int(argc, argv, "--passes", 5, 1, 1000);
-    bench_machine(stdout, threads);
-    bool ok = make_files(file, &e);
-    size_t bytes = 0;
-    for (int i = 0; i < FILES; i++) bytes += file[i].size;
-    const PatchSpec spec = {.patch = 32, .grid_h = size / 32, .grid_w = size / 32, .filter = BICUBIC, .mean = {0.5f, 0.5f, 0.5f}, .std = {0.5f, 0.5f, 0.5f}};
-    double *seconds = xcalloc((size_t)passes, sizeof *seconds), decode = 0, all = 0;
-    OMP_(omp parallel num_threads(threads))
-    { /* every thread its own memory and output, as workers have */
+/* Passes over all files by so many threads: seconds of each; *decode: the decoder's share of the threads'
+ * time. */
+static int passes(double *seconds, double *decode, const File *file, int threads, int side, double budget,
+                  Error *e) {
+    double decoding = 0, all = 0;
+    int n = 0;
+    bool more = true, ok = true;
+    OMP_(omp parallel num_threads(threads)) { /* every thread its own memory and output, as workers have */
         Arena a;
         Error mine = {0};
-        float *patches = xcalloc((size_t)size * (size_t)size * 3, sizeof *patches);
+        float *patches = xcalloc((size_t)side * (size_t)side * 3, sizeof *patches);
         arena_open(&a, "pixels", NULL, (size_t)64 << 20);
-        for (int p = -1; p < passes; p++) { /* the first warms up */
+        double spent = 0;
+        for (int p = -1; more; p++) { /* the first warms up */
             double decode_s = 0, from = 0, busy = 0;
             OMP_(omp barrier)
             from = now_s();
             OMP_(omp for schedule(dynamic, 1) nowait)
-            for (int i = 0; i < FILES; i++)
-                load(&file[i], patches, &a, size, &spec, &decode_s, &mine);
+            for (int i = 0; i < FILES; i++) load(&file[i], patches, &a, side, &decode_s, &mine);
             busy = now_s() - from;
             OMP_(omp barrier)
             OMP_(omp critical)
-            if (p >= 0) decode += decode_s, all += busy;
-            OMP_(omp master)
-            if (p >= 0) seconds[p] = now_s() - from;
+            if (p >= 0) decoding += decode_s, all += busy;
+            OMP_(omp master) {
+                if (p >= 0) spent += seconds[n++] = now_s() - from;
+                more = n < PASSES || (spent < budget && n < MOST_PASSES);
+            }
+            OMP_(omp barrier)
         }
         if (*mine.text) {
             OMP_(omp critical)
-            e = mine, ok = false;
+            *e = mine, ok = false;
         }
         arena_close(&a);
         free(patches);
     }
-    if (ok) {
-        Spread s = bench_spread(seconds, passes);
-        double rate = FILES / s.median;
-        printf("%d files, %.0f kB on average, to %dx%d: %.0f images/s (%.0f per thread), median of %d passes; %.0f%% of the time in the decoder; peak %.0f MB\n",
-               FILES, (double)bytes / FILES / 1e3, size, size, rate, rate / threads, passes, 100 * decode / all, (double)bench_peak_rss() / 1e6);
-    } else {
-        fprintf(stderr, "vpbench loader: %s\n", e.text);
-    }
-    for (int i = 0; i < FILES; i++) free(file[i].data);
-    free(seconds);
-    return ok ? OK_STATUS : e.status ? (int)e.status : FAIL_OTHER;
+    *decode = decoding / all;
+    return ok ? n : 0;
 }
+
+static bool worker_table(const File *file, int threads, int side, double budget, Report *r, Error *e) {
+    double seconds[MOST_PASSES], decode, bytes = 0;
+    for (int i = 0; i < FILES; i++) bytes += (double)file[i].size;
+    printf("\n%d photographs in memory, %.0f kB on average, to patches of %dx%d\n%8s %6s %10s %10s %9s %9s "
+           "%10s\n",
+           FILES, bytes / FILES * 1e-3, side, side, "threads", "passes", "images/s", "p99 slow", "per thr.",
+           "MB/s", "decoding");
+    for (int n = 1; n <= threads; n = n == threads || 2 * n <= threads ? 2 * n : threads) {
+        const int count = passes(seconds, &decode, file, n, side, budget, e);
+        if (!count) return false;
+        const Spread s = bench_spread(seconds, count);
+        const double rate = FILES / s.median;
+        printf("%8d %6d %10.1f %10.1f %9.1f %9.1f %9.0f%%\n", n, count, rate, FILES / s.p99, rate / n,
+               bytes / s.median * 1e-6, 100 * decode);
+        json_t *row = json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:f}", "table", "worker", "threads", n,
+                                "side", side, "images_per_s", rate, "slow_images_per_s", FILES / s.p99,
+                                "mb_per_s", bytes / s.median * 1e-6, "decode_share", decode);
+        report_spread(row, s);
+        report_row(r, row);
+    }
+    return true;
+}
+
+/* ---- the loader ----------------------------------------------------------------------------------- */
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f) {
+    return (void)st, (void)type, (void)f, remove(path);
+}
+
+/* The photographs as a dataset of steps, in a folder of its own. */
+static bool write_dataset(char *dir, size_t size, const File *file, Error *e) {
+    char path[600], *lines = xcalloc(FILES, 200);
+    snprintf(dir, size, "%s/vpdistill-bench-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+    bool ok = mkdtemp(dir) || fail_as(e, FAIL_DISK, "bench loader cannot make the folder %s", dir);
+    for (int i = 0; ok && i < FILES; i++) {
+        snprintf(path, sizeof path, "%s/%d.jpg", dir, i);
+        ok = file_write_atomic(path, file[i].data, file[i].size, e);
+        sprintf(lines + strlen(lines),
+                "{\"image\": \"%d.jpg\", \"rect\": [0, 0, %d, %d], \"module\": \"VQA\", \"query\": "
+                "\"what?\", \"answer\": \"noise\"}\n",
+                i, file[i].w, file[i].h);
+    }
+    snprintf(path, sizeof path, "%s/train_steps.jsonl", dir);
+    ok = ok && file_write_atomic(path, lines, strlen(lines), e);
+    free(lines);
+    return ok;
+}
+
+/* Every batch to patches, until `budget` seconds are spent and at least PASSES batches are through. */
+static bool consume(const Dataset *d, const Config *cfg, int workers, int side, double budget, Report *r,
+                    Error *e) {
+    const int batch = cfg->bench.batch ? cfg->bench.batch : DEFAULT_BATCH;
+    LoaderConfig lc = {.seed = 1,
+                       .batch = batch,
+                       .workers = workers,
+                       .shuffle = true,
+                       .min_side = side,
+                       .max_bad_percent = 100,
+                       .batch_bytes = (size_t)256 << 20};
+    Loader *l = loader_open(d, &lc, e);
+    if (!l) return false;
+    const PatchSpec spec = spec_of(side);
+    float *patches = xcalloc((size_t)batch * 2 * (size_t)side * (size_t)side * 3, sizeof *patches);
+    Rect *rect = xcalloc((size_t)batch * 2, sizeof *rect);
+    int(*to)[2] = xcalloc((size_t)batch * 2, sizeof *to);
+    double from = now_s(), waited = 0;
+    int64_t images = 0, batches = 0;
+    const Batch *b = NULL;
+    for (; batches <= PASSES || now_s() - from < budget; batches++) {
+        if (!(b = loader_next(l, e))) break;
+        for (int i = 0; i < b->nimages; i++) rect[i] = middle(&b->image[i]), to[i][0] = to[i][1] = side;
+        cpu_image_patches(NULL, F32, patches, b->image, rect, (const int(*)[2])to, &spec, b->nimages);
+        if (batches)
+            images += b->nimages;
+        else
+            from = now_s(),
+            waited = loader_stats(l)->wait_s; /* the first batch warms up: threads, pages, files */
+    }
+    const double all = now_s() - from, wait = (loader_stats(l)->wait_s - waited) / all;
+    loader_close(l);
+    free(patches), free(rect), free(to);
+    if (!b) return *e->text ? false : fail_as(e, FAIL_DATA, "bench loader: the loader has no batch");
+    printf("%8d %8" PRId64 " %10.1f %8.0f%%\n", workers, batches - 1, (double)images / all, 100 * wait);
+    report_row(r, json_pack("{s:s, s:i, s:i, s:i, s:I, s:f, s:f}", "table", "loader", "workers", workers,
+                            "batch", batch, "side", side, "batches", (json_int_t)(batches - 1),
+                            "images_per_s", (double)images / all, "wait_share", wait));
+    return true;
+}
+
+static bool loader_table(const File *file, const Config *cfg, int threads, int side, double budget, Report *r,
+                         Error *e) {
+    char dir[400] = "";
+    Dataset d = {0};
+    const bool given = *cfg->data.dir;
+    if (!given && !write_dataset(dir, sizeof dir, file, e)) return false;
+    DatasetConfig dc = {.type = given ? cfg->data.kind : "steps",
+                        .dir = given ? cfg->data.dir : dir,
+                        .split = cfg->data.split,
+                        .max_bad = 100};
+    bool ok = dataset_open(&d, &dc, e);
+    if (ok)
+        printf("\nthe loader, images of %s, to patches of %dx%d by %d threads\n%8s %8s %10s %9s\n",
+               given ? dc.dir : "the same", side, side, threads, "workers", "batches", "images/s", "wait");
+    for (int n = 1; ok && n <= threads; n = n == threads || 2 * n <= threads ? 2 * n : threads)
+        ok = consume(&d, cfg, n, side, budget, r, e);
+    dataset_close(&d);
+    if (!given) nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    return ok;
+}
+
+static bool run(const Config *cfg, char *const *word, int nwords, Error *e) {
+    static File file[FILES];
+    Report r;
+    if (nwords) return fail_as(e, FAIL_USAGE, "bench loader takes no filter, \"%s\" was given", word[0]);
+    Device *cpu = device_cpu(cfg->run.threads);
+    const int side = MAX(1, (cfg->bench.side ? cfg->bench.side : DEFAULT_SIDE) / PATCH) * PATCH;
+    const double budget = (cfg->bench.ms > 0 ? cfg->bench.ms : 2000) * 1e-3;
+    report_begin(&r, "loader", cfg, cpu);
+    bool ok = make_files(file, e) && worker_table(file, cpu->nthreads, side, budget, &r, e) &&
+              loader_table(file, cfg, cpu->nthreads, side, budget, &r, e);
+    report_set(&r, "peak_rss_bytes", json_integer(bench_peak_rss()));
+    for (int i = 0; i < FILES; i++) free(file[i].data);
+    return report_end(&r, ok, e);
+}
+
+const Benchmark bench_loader = {"loader", "JPEG files to normalised patches, images per second", false, run};

@@ -1,12 +1,12 @@
-/* peak.c -- what the machine reaches: multiply-adds from registers, streaming memory. And what benchmarks share.
+/* peak.c -- what the machine reaches: multiply-adds from registers, streaming memory.
  *
- * The peaks are measured, not looked up: clocks move, virtual machines share memory controllers. A sum of 12 independent
- * chains keeps two multiply-add pipes of latency 4 to 5 busy in any current core, and fits 16 registers.
+ * The peaks are measured, not looked up: clocks move, virtual machines share memory controllers. A sum of 12
+ * independent chains keeps two multiply-add pipes of latency 4 to 5 busy in any current core, and fits 16
+ * registers.
  */
 #include "bench/bench.h"
 
 #include <omp.h>
-#include <sched.h>
 
 #include "kernels/cpu/cpu.h"
 
@@ -21,7 +21,7 @@ Spread bench_spread(double *seconds, int n) {
     qsort(seconds, (size_t)n, sizeof *seconds, by_value);
     if (!n) return (Spread){0};
     double median = n % 2 ? seconds[n / 2] : (seconds[n / 2 - 1] + seconds[n / 2]) / 2;
-    return (Spread){median, seconds[n - 1 - n / 100]};
+    return (Spread){n, median, seconds[n - 1 - n / 100]};
 }
 
 /* ---- peaks ---------------------------------------------------------------------------------------- */
@@ -71,79 +71,31 @@ Peak bench_peak(int threads, double seconds) {
     double rate = fma_rate(threads, 8);
     /* Tries of 3 ms: on a machine with neighbours some of them are left alone. */
     const int64_t bursts = MAX(1, (int64_t)(0.003 * rate / (2.0 * VL * CHAINS * BURST * threads)));
-    for (double from = now_s(); now_s() - from < seconds;) p.gflops = MAX(p.gflops, fma_rate(threads, bursts) * 1e-9);
+    for (double from = now_s(); now_s() - from < seconds;)
+        p.gflops = MAX(p.gflops, fma_rate(threads, bursts) * 1e-9);
     float *a = xcalloc(TRIAD, sizeof *a), *b = xcalloc(TRIAD, sizeof *b), *c = xcalloc(TRIAD, sizeof *c);
     OMP_(omp parallel for schedule(static) num_threads(threads))
     for (int64_t i = 0; i < TRIAD; i++) a[i] = b[i] = c[i] = 1; /* or all pages were one page of zeros */
-    for (double from = now_s(); now_s() - from < seconds;) p.gbs = MAX(p.gbs, triad_rate(threads, a, b, c) * 1e-9);
+    for (double from = now_s(); now_s() - from < seconds;)
+        p.gbs = MAX(p.gbs, triad_rate(threads, a, b, c) * 1e-9);
     free(a);
     free(b);
     free(c);
     return p;
 }
 
-/* ---- the machine ---------------------------------------------------------------------------------- */
+/* ---- `bench peak` --------------------------------------------------------------------------------- */
 
-static int64_t proc_status(const char *key) {
-    FILE *f = fopen("/proc/self/status", "r");
-    char line[256];
-    int64_t kb = -1;
-    while (f && fgets(line, sizeof line, f))
-        if (!strncmp(line, key, strlen(key))) kb = strtoll(line + strlen(key), NULL, 10);
-    if (f) fclose(f);
-    return kb < 0 ? -1 : kb * 1024;
+static bool run(const Config *cfg, char *const *word, int nwords, Error *e) {
+    if (nwords) return fail_as(e, FAIL_USAGE, "bench peak takes no filter, \"%s\" was given", word[0]);
+    Device *cpu = device_cpu(cfg->run.threads);
+    Report r;
+    report_begin(&r, "peak", cfg, cpu);
+    const Peak p = bench_peak(cpu->nthreads, (cfg->bench.ms > 0 ? cfg->bench.ms : 400) * 0.5e-3);
+    printf("multiply-adds %.1f GFLOP/s (f32), triad %.1f GB/s\n", p.gflops, p.gbs);
+    report_row(&r, json_pack("{s:f, s:f}", "gflop_per_s", p.gflops, "gb_per_s", p.gbs));
+    return report_end(&r, true, e);
 }
 
-int64_t bench_peak_rss(void) { return proc_status("VmHWM:"); }
-int64_t bench_rss(void) { return proc_status("VmRSS:"); }
-
-void bench_machine(FILE *f, int threads) {
-    char line[256], name[200] = "unknown processor";
-    FILE *c = fopen("/proc/cpuinfo", "r");
-    while (c && fgets(line, sizeof line, c)) {
-        char *colon = strchr(line, ':');
-        if (!strncmp(line, "model name", 10) && colon) {
-            snprintf(name, sizeof name, "%s", colon + 2);
-            name[strcspn(name, "\n")] = 0;
-            break;
-        }
-    }
-    if (c) fclose(c);
-    fprintf(f, "%s, %d threads, vectors of %d values, gcc %s, OMP_WAIT_POLICY=%s\n", name, threads, VL, __VERSION__,
-            getenv("OMP_WAIT_POLICY") ? getenv("OMP_WAIT_POLICY") : "(unset)");
-}
-
-/* ---- options -------------------------------------------------------------------------------------- */
-
-const char *bench_option(int argc, char **argv, const char *name, const char *fallback) {
-    for (int i = 0; i < argc; i++) {
-        if (strcmp(argv[i], name)) continue;
-        if (i + 1 == argc) die(FAIL_USAGE, "vpbench: %s wants a value", name);
-        return argv[i + 1];
-    }
-    return fallback;
-}
-
-int bench_int(int argc, char **argv, const char *name, int fallback, int lo, int hi) {
-    const char *text = bench_option(argc, argv, name, NULL);
-    if (!text) return fallback;
-    char *end;
-    long v = strtol(text, &end, 10);
-    if (*end || !*text || v < lo || v > hi) die(FAIL_USAGE, "vpbench: %s is \"%s\", allowed are %d to %d", name, text, lo, hi);
-    return (int)v;
-}
-
-int bench_peaks(int argc, char **argv) {
-    cpu_set_t set;
-    int cores = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
-    int threads = bench_int(argc, argv, "--threads", cores, 1, 1024), ms = bench_int(argc, argv, "--ms", 200, 1, 60000);
-    bool json = argc && !strcmp(argv[argc - 1], "--json");
-    Peak p = bench_peak(threads, ms * 1e-3);
-    if (json) {
-        printf("{\"threads\": %d, \"gflops\": %.2f, \"gbs\": %.2f}\n", threads, p.gflops, p.gbs);
-    } else {
-        bench_machine(stdout, threads);
-        printf("multiply-adds %.1f GFLOP/s (f32), triad %.1f GB/s\n", p.gflops, p.gbs);
-    }
-    return OK_STATUS;
-}
+const Benchmark bench_peak_alone = {
+    "peak", "what the processor reaches: multiply-adds from registers, memory as STREAM's triad", false, run};

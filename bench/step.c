@@ -1,40 +1,216 @@
-/* step.c -- training steps of a model on made-up images and questions, timed on request.
+/* step.c -- `bench step`: training steps of the demo's ViLT, of ViLT-B/32, and the demo's whole distillation
+ * step.
  *
- *   vpbench step --folder DIR [--batch 64] [--text 10] [--height 48] [--width 48] [--threads 0]
+ *   vpdistill bench step [demo|b32|distill] [model.vqa=FOLDER] [bench.batch=N] [bench.text=N] [bench.side=N]
  *
- * One step is what `vpdistill train` does in one update, less the JPEG decoder: images from u8 pixels to patches,
- * tokens of the questions, forward, loss, backward, clipping, AdamW. Commands come one a line on standard input, answers go
- * as one JSON object a line to standard output, so that a driver (step.py) can hold this process and PyTorch's at once
- * and let them take turns:
+ * A step of a model is what `vpdistill train` does in one update, less the JPEG decoder: images from u8
+ * pixels to patches, tokens of the questions, forward, loss, backward, clipping, AdamW. Every image and
+ * question of the batch is another one (nothing is shared). The distillation step is step_run with
+ * configs/demo.yaml on scenes drawn for it, the decoder included; learning lessons again (distill.reuse) is
+ * not.
  *
- *   step K   K steps: {"seconds": [...], "cpu_seconds": all K, "loss": last, "allocations": by us, "dnnl_allocations": by oneDNN}
- *   info     {"parameters": n, "tokens": of one ask, "peak_rss": bytes, "arena": bytes}
+ * Steps are timed plain and watched in turns. A watched step has a table of operations that counts what the
+ * matrix products and attention do (two per multiply-add) and notes when the loss is there and when the
+ * optimizer begins, and modules whose forward is timed; on a card each of these waits for the card, so the
+ * parts of a step there add up to more than it takes.
  *
- * Every image and question of the batch is another one (nothing is shared), all questions have --text tokens, the first
- * and last special token included.
+ *   vpdistill bench step requests model.vqa=FOLDER ...
+ *
+ * takes commands, one a line, from standard input and answers with one JSON object a line, so that a driver
+ * (step.py) can hold this process and PyTorch's at once and let them take turns:
+ *   step K   K steps: {"seconds": [...], "cpu_seconds": all K, "loss": last}
+ *   info     {"parameters": n, "threads": n, "peak_rss": bytes, "arena": bytes}
  */
 #include <ctype.h>
+#include <ftw.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
-#include "bench/bench.h"
-#include "engine/run.h"
+#include "bench/kernels.h"
+#include "data/scenes.h"
+#include "engine/step.h"
 #include "modules/answer.h"
-#include "tests/engine/count.h"
 
-enum { MAX_STEPS = 10000, MAX_TEXT = 4096 };
+enum { WARM = 2, LEAST_STEPS = 5, MOST_STEPS = 10000, MAX_TEXT = 4096, SCENES = 200 };
 
-typedef struct Bench {
+/* ---- watching ------------------------------------------------------------------------------------- */
+
+enum { DECODE, STUDENTS, TEACHER, PROGRAMS, FORWARD, BACKWARD, OPTIMIZER, PARTS };
+static const char *const part_names[PARTS] = {"decode",  "students", "teacher",  "programs",
+                                              "forward", "backward", "optimizer"};
+
+static struct Watch {
+    Device *dev;
+    const Ops *real;
+    Ops ops;
+    double flop, loss_at, optimizer_at,
+        forwards[2]; /* of the students, of the teacher and the proposals' network */
+    const ModuleType *type[4];
+    ModuleType watched[4];
+    const Module *module[4];
+    bool teacher[4];
+} watch;
+
+static double wait_and_look(void) {
+    if (strcmp(watch.dev->name, "cpu")) watch.dev->sync(watch.dev);
+    return now_s();
+}
+
+static void watched_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda,
+                         const void *B, int64_t ldb, const float *bias, bool ta, bool tb, int64_t M,
+                         int64_t N, int64_t K, float beta) {
+    watch.flop += 2.0 * (double)M * (double)N * (double)K;
+    watch.real->gemm(s, t, tc, C, ldc, A, lda, B, ldb, bias, ta, tb, M, N, K, beta);
+}
+static void watched_attention_fwd(Stream *s, DType t, void *out, int64_t ldo, float *lse, const void *q,
+                                  int64_t ldq, const void *k, const void *v, int64_t ldkv,
+                                  const uint8_t *mask, bool causal, float scale, int B, int H, int Tq, int Tk,
+                                  int D) {
+    watch.flop += 4.0 * B * H * (double)Tq * Tk * D;
+    watch.real->attention_fwd(s, t, out, ldo, lse, q, ldq, k, v, ldkv, mask, causal, scale, B, H, Tq, Tk, D);
+}
+static void watched_attention_bwd(Stream *s, DType t, void *dq, void *dk, void *dv, const void *q,
+                                  int64_t ldq, const void *k, const void *v, int64_t ldkv, const void *out,
+                                  const void *dout, int64_t ldo, const float *lse, const uint8_t *mask,
+                                  bool causal, float scale, int B, int H, int Tq, int Tk, int D) {
+    watch.flop += 10.0 * B * H * (double)Tq * Tk * D;
+    watch.real->attention_bwd(s, t, dq, dk, dv, q, ldq, k, v, ldkv, out, dout, ldo, lse, mask, causal, scale,
+                              B, H, Tq, Tk, D);
+}
+static void watched_bce_loss(Stream *s, DType t, float *loss, void *dx, const void *x, const float *target,
+                             const float *weight, float T, int64_t rows, int64_t V) {
+    watch.real->bce_loss(s, t, loss, dx, x, target, weight, T, rows, V);
+    watch.loss_at = wait_and_look();
+}
+static void watched_ce_loss(Stream *s, DType t, float *loss, void *dx, const void *x, const int32_t *label,
+                            const float *weight, float smoothing, int64_t rows, int64_t V) {
+    watch.real->ce_loss(s, t, loss, dx, x, label, weight, smoothing, rows, V);
+    watch.loss_at = wait_and_look();
+}
+static void watched_kl_loss(Stream *s, DType t, float *loss, void *dx, const void *x, const float *z,
+                            const float *weight, float T, int64_t rows, int64_t V) {
+    watch.real->kl_loss(s, t, loss, dx, x, z, weight, T, rows, V);
+    watch.loss_at = wait_and_look();
+}
+static void watched_focal_loss(Stream *s, DType t, float *loss, void *dx, const void *x, const float *target,
+                               const float *weight, float alpha, float gamma, int64_t rows, int64_t V) {
+    watch.real->focal_loss(s, t, loss, dx, x, target, weight, alpha, gamma, rows, V);
+    watch.loss_at = wait_and_look();
+}
+static void watched_box_loss(Stream *s, float *loss, float *dbox, const float *box, const float *target,
+                             const float *weight, float w_l1, float w_giou, bool corners, int64_t n) {
+    watch.real->box_loss(s, loss, dbox, box, target, weight, w_l1, w_giou, corners, n);
+    watch.loss_at = wait_and_look();
+}
+/* The gradient's norm: where an update begins. */
+static void watched_sum_squares(Stream *s, DType t, double *out, const void *x, int64_t n) {
+    if (!watch.optimizer_at) watch.optimizer_at = wait_and_look();
+    watch.real->sum_squares(s, t, out, x, n);
+}
+
+static void watched_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *out) {
+    int k = 0;
+    while (watch.module[k] != m) k++;
+    const double from = wait_and_look();
+    watch.type[k]->forward(m, c, ask, n, out);
+    watch.forwards[watch.teacher[k]] += wait_and_look() - from;
+}
+
+static void watch_begin(Device *dev, Module *const *module, const bool *teacher, int n) {
+    watch = (struct Watch){.dev = dev, .real = dev->ops, .ops = *dev->ops};
+    Ops *o = &watch.ops;
+    o->gemm = watched_gemm;
+    o->attention_fwd = watched_attention_fwd;
+    o->attention_bwd = watched_attention_bwd;
+    o->bce_loss = watched_bce_loss;
+    o->ce_loss = watched_ce_loss;
+    o->kl_loss = watched_kl_loss;
+    o->focal_loss = watched_focal_loss;
+    o->box_loss = watched_box_loss;
+    o->sum_squares = watched_sum_squares;
+    dev->ops = o;
+    for (int k = 0; k < n; k++) {
+        watch.module[k] = module[k];
+        watch.teacher[k] = teacher[k];
+        watch.type[k] = module[k]->type;
+        watch.watched[k] = *module[k]->type;
+        watch.watched[k].forward = watched_forward;
+        module[k]->type = &watch.watched[k];
+    }
+}
+
+static void watch_end(Module *const *module, int n) {
+    watch.dev->ops = watch.real;
+    for (int k = 0; k < n; k++) module[k]->type = watch.type[k];
+}
+
+/* ---- a row ---------------------------------------------------------------------------------------- */
+
+/* What is stepped: step() does one and, when it is watched, fills part[]. */
+typedef struct Subject {
+    const char *model, *unit; /* "images", "programs" */
+    double examples;          /* of one step */
+    bool (*step)(void *arg, bool watched, double part[PARTS], Error *e);
+    void *arg;
+    Device *dev;
+    int64_t parameters;
+    char shape[96];
+} Subject;
+
+static bool measure(const Subject *s, const Config *cfg, Report *r, Error *e) {
+    static double seconds[MOST_STEPS];
+    double sum[PARTS] = {0}, flop = 0, part[PARTS];
+    const double budget = (cfg->bench.ms > 0 ? cfg->bench.ms : 10000) * 1e-3;
+    int n = 0;
+    for (int i = 0; i < WARM; i++)
+        if (!s->step(s->arg, false, part, e)) return false;
+    for (double from = now_s(); n < MOST_STEPS && (n < LEAST_STEPS || now_s() - from < budget); n++) {
+        const double at = now_s();
+        if (!s->step(s->arg, false, part, e)) return false;
+        s->dev->sync(s->dev);
+        seconds[n] = now_s() - at;
+        if (!s->step(s->arg, true, part, e)) return false;
+        for (int k = 0; k < PARTS; k++) sum[k] += part[k];
+        flop += watch.flop;
+    }
+    const Spread t = bench_spread(seconds, n);
+    const double peak = json_real_value(json_object_get(r->json, "peak_gflop_per_s")),
+                 rate = flop / n / t.median * 1e-9;
+    printf("%-12s %5d %10.2f %10.2f %9.1f %-8s %9.1f %6.1f %9.0f   %s\n", s->model, n, t.median * 1e3,
+           t.p99 * 1e3, s->examples / t.median, s->unit, rate, 100 * rate / peak,
+           (double)bench_peak_rss() / 1e6, s->shape);
+    json_t *parts = json_object();
+    printf("            ");
+    for (int k = 0; k < PARTS; k++) {
+        if (!sum[k]) continue;
+        printf(" %s %.2f", part_names[k], sum[k] / n * 1e3);
+        json_object_set_new(parts, part_names[k], json_real(sum[k] / n * 1e3));
+    }
+    printf(" ms, means of as many watched steps\n");
+    fflush(stdout);
+    json_t *row = json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:o}", "model", s->model,
+                            "shape", s->shape, "unit", s->unit, "examples", s->examples, "examples_per_s",
+                            s->examples / t.median, "flop", flop / n, "gflop_per_s", rate, "share_of_peak",
+                            rate / peak, "parameters", (json_int_t)s->parameters, "peak_rss_bytes",
+                            (json_int_t)bench_peak_rss(), "parts_ms", parts);
+    report_spread(row, t);
+    report_row(r, row);
+    return true;
+}
+
+/* ---- a model -------------------------------------------------------------------------------------- */
+
+typedef struct Model {
     Config cfg;
     Run run;
     Module *module;
-    int B, text, h, w;
+    int B, text, side;
     Ask *ask;
     int32_t *label;
     int64_t steps;
+    double loss;
     OptimConfig optim;
-} Bench;
-
-/* ---- the batch ------------------------------------------------------------------------------------ */
+} Model;
 
 static uint32_t next_random(uint64_t *state) {
     *state = *state * 6364136223846793005u + 1442695040888963407u;
@@ -53,7 +229,7 @@ static int whole_words(const Tokenizer *t, const char **word, int max) {
     return n;
 }
 
-static bool make_batch(Bench *b, Error *e) {
+static bool make_batch(Model *b, Error *e) {
     enum { WORDS = 8192 };
     static const char *word[WORDS];
     const Tokenizer *t = b->module->tokenizer;
@@ -63,24 +239,50 @@ static bool make_batch(Bench *b, Error *e) {
     b->ask = xcalloc((size_t)b->B, sizeof *b->ask);
     b->label = xcalloc((size_t)b->B, sizeof *b->label);
     for (int i = 0; i < b->B; i++) {
-        uint8_t *rgb = xcalloc((size_t)b->h * (size_t)b->w, 3);
-        for (int64_t k = 0; k < (int64_t)b->h * b->w * 3; k++) rgb[k] = (uint8_t)next_random(&random);
+        uint8_t *rgb = xcalloc((size_t)b->side * (size_t)b->side, 3);
+        for (int64_t k = 0; k < (int64_t)b->side * b->side * 3; k++) rgb[k] = (uint8_t)next_random(&random);
         char text[MAX_TEXT * 16] = "";
-        for (int k = 0; k < b->text - 2; k++) {
+        for (int k = 0; k < b->text - 2; k++) { /* the first and last token are special */
             const char *wd = word[next_random(&random) % (uint32_t)nwords];
             if (strlen(text) + strlen(wd) + 2 < sizeof text) strcat(strcat(text, k ? " " : ""), wd);
         }
-        b->ask[i] = (Ask){{rgb, b->w, b->h}, (uint64_t)i + 1, {0, 0, b->w, b->h}, xstrdup(text)};
+        b->ask[i] = (Ask){{rgb, b->side, b->side}, (uint64_t)i + 1, {0, 0, b->side, b->side}, xstrdup(text)};
         b->label[i] = (int32_t)(next_random(&random) % (uint32_t)b->module->nlabels);
         int n = token_encode(t, text, strlen(text), ids, MAX_TEXT);
-        if (n != b->text) return fail_as(e, FAIL_MODEL, "%s: a question of %d words has %d tokens, not %d", b->module->folder, b->text - 2, n, b->text);
+        if (n != b->text)
+            return fail_as(e, FAIL_MODEL, "%s: a question of %d words has %d tokens, not %d",
+                           b->module->folder, b->text - 2, n, b->text);
     }
     return true;
 }
 
-/* ---- one step ------------------------------------------------------------------------------------- */
+static bool model_open(Model *b, const Config *cfg, const char *folder, int batch, int text, int side,
+                       Error *e) {
+    *b = (Model){.cfg = *cfg,
+                 .B = cfg->bench.batch ? cfg->bench.batch : batch,
+                 .text = cfg->bench.text ? MAX(3, cfg->bench.text) : text,
+                 .side = cfg->bench.side ? cfg->bench.side : side};
+    if (!run_open(&b->run, &b->cfg, e)) return false;
+    b->optim = run_optim(&b->cfg, 1e-4, 1000000);
+    if (!(b->module = module_open(folder, b->run.dev, run_type(cfg), MODULE_TRAINED, false, 1, e))) return false;
+    if (strcmp(b->module->type->step, "VQA"))
+        return fail_as(e, FAIL_MODEL, "%s answers %s steps; only VQA is timed", folder,
+                       b->module->type->step);
+    return make_batch(b, e);
+}
 
-static bool step(Bench *b, double *loss, Error *e) {
+static void model_close(Model *b) {
+    for (int i = 0; b->ask && i < b->B; i++) {
+        free((void *)b->ask[i].image.rgb);
+        free((void *)b->ask[i].query);
+    }
+    free(b->ask);
+    free(b->label);
+    module_close(b->module);
+    if (b->run.dev) run_close(&b->run);
+}
+
+static bool model_step(Model *b, Error *e) {
     Run *r = &b->run;
     Ctx *c = &r->ctx;
     run_begin(r, b->steps, true);
@@ -93,88 +295,287 @@ static bool step(Bench *b, double *loss, Error *e) {
     if (module_multi_label(b->module)) {
         float *target = arena_zalloc(&r->host, (size_t)(b->B * V) * sizeof *target);
         for (int i = 0; i < b->B; i++) target[i * V + b->label[i]] = 1;
-        *loss = loss_value(c, op_bce_loss(c, out.logits, target, weight, 1));
+        b->loss = loss_value(c, op_bce_loss(c, out.logits, target, weight, 1));
     } else {
-        *loss = loss_value(c, op_ce_loss(c, out.logits, b->label, weight, 0));
+        b->loss = loss_value(c, op_ce_loss(c, out.logits, b->label, weight, 0));
     }
     tape_backward(c);
     double norm;
     return optim_step(&b->module->params, &b->optim, b->steps++, &norm, e);
 }
 
+static bool step_of_model(void *arg, bool watched, double part[PARTS], Error *e) {
+    Model *b = arg;
+    if (!watched) return model_step(b, e);
+    watch_begin(b->run.dev, &b->module, (bool[]){false}, 1);
+    const double from = now_s();
+    const bool ok = model_step(b, e);
+    const double end = wait_and_look();
+    watch_end(&b->module, 1);
+    memset(part, 0, PARTS * sizeof *part);
+    part[FORWARD] = watch.loss_at - from;
+    part[BACKWARD] = watch.optimizer_at - watch.loss_at;
+    part[OPTIMIZER] = end - watch.optimizer_at;
+    return ok;
+}
+
+static bool model_row(const Config *cfg, const char *name, const char *folder, int batch, int text, int side,
+                      Report *r, Error *e) {
+    static Model b;
+    bool ok = model_open(&b, cfg, folder, batch, text, side, e);
+    if (ok) {
+        Subject s = {.model = name,
+                     .unit = "images/s",
+                     .examples = b.B,
+                     .step = step_of_model,
+                     .arg = &b,
+                     .dev = b.run.dev,
+                     .parameters = params_count(&b.module->params)};
+        snprintf(s.shape, sizeof s.shape, "batch %d, %d tokens, %dx%d", b.B, b.text, b.side, b.side);
+        ok = measure(&s, cfg, r, e);
+    }
+    model_close(&b);
+    return ok;
+}
+
+/* ---- ViLT-B/32 ------------------------------------------------------------------------------------ */
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f) {
+    return (void)st, (void)type, (void)f, remove(path);
+}
+
+static bool temporary(char *dir, size_t size, Error *e) {
+    snprintf(dir, size, "%s/vpdistill-bench-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+    return mkdtemp(dir) || fail_as(e, FAIL_DISK, "bench step cannot make the folder %s", dir);
+}
+
+static bool put(const char *dir, const char *name, const char *text, Error *e) {
+    char path[600];
+    return path_join(path, sizeof path, dir, name, e) && file_write_atomic(path, text, strlen(text), e);
+}
+
+/* A model folder of ViLT-B/32's sizes with a made-up vocabulary of 30,522 words and 3,129 answers. */
+static bool write_b32(const char *dir, Error *e) {
+    enum { WORDS = 30522, ANSWERS = 3129 };
+    char *words = xcalloc(WORDS, 8), *at = words + sprintf(words, "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n");
+    for (int n = 0; n < WORDS - 5; n++)
+        at += sprintf(at, "w%c%c%c%c\n", 'a' + n % 26, 'a' + n / 26 % 26, 'a' + n / 676 % 26,
+                      'a' + n / 17576 % 26);
+    json_t *labels = json_object();
+    for (int i = 0; i < ANSWERS; i++) {
+        char key[16], answer[32];
+        snprintf(key, sizeof key, "%d", i);
+        snprintf(answer, sizeof answer, "answer %d", i);
+        json_object_set_new(labels, key, json_string(answer));
+    }
+    json_t *c = json_pack("{s:[s], s:s, s:i, s:i, s:i, s:i, s:s, s:f, s:f, s:f, s:f, s:i, s:i, s:i, s:b, "
+                          "s:i, s:i, s:i, s:i, s:i, s:i, s:o}",
+                          "architectures", "ViltForQuestionAnswering", "model_type", "vilt", "hidden_size",
+                          768, "intermediate_size", 3072, "num_hidden_layers", 12, "num_attention_heads", 12,
+                          "hidden_act", "gelu", "hidden_dropout_prob", 0.0, "attention_probs_dropout_prob",
+                          0.0, "initializer_range", 0.02, "layer_norm_eps", 1e-12, "image_size", 384,
+                          "patch_size", 32, "num_channels", 3, "qkv_bias", 1, "max_image_length", -1,
+                          "num_images", -1, "vocab_size", WORDS, "type_vocab_size", 2,
+                          "modality_type_vocab_size", 2, "max_position_embeddings", 40, "id2label", labels);
+    CHECK(c, "ViLT-B/32's configuration is no JSON");
+    char *config = json_dumps(c, 0);
+    const bool ok = put(dir, "vocab.txt", words, e) && put(dir, "config.json", config, e) &&
+                    put(dir, "preprocessor_config.json",
+                        "{\"size\": {\"shortest_edge\": 384}, \"size_divisor\": 32, \"resample\": 3, "
+                        "\"image_mean\": [0.5, 0.5, 0.5], \"image_std\": [0.5, 0.5, 0.5]}",
+                        e);
+    free(config);
+    json_decref(c);
+    free(words);
+    return ok;
+}
+
+static bool b32_row(const Config *cfg, Report *r, Error *e) {
+    char dir[400];
+    if (!temporary(dir, sizeof dir, e)) return false;
+    const bool ok = write_b32(dir, e) && model_row(cfg, "ViLT-B/32", dir, 8, 40, 384, r, e);
+    nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    return ok;
+}
+
+/* ---- the distillation step ------------------------------------------------------------------------ */
+
+typedef struct Distil {
+    Distiller d;
+    Loader *loader;
+    int64_t step;
+    StepStats stats;
+    int64_t programs;
+} Distil;
+
+static bool step_of_distiller(void *arg, bool watched, double part[PARTS], Error *e) {
+    Distil *b = arg;
+    Module *const module[] = {b->d.vqa.module, b->d.loc.module, b->d.teacher.vqa, b->d.loc.start};
+    if (watched) watch_begin(b->d.run.dev, module, (bool[]){false, false, true, true}, 4);
+    const double from = now_s();
+    const Batch *batch = loader_next(b->loader, e);
+    const double decoded = now_s();
+    const bool ok = batch && step_run(&b->d, b->step++, batch, &b->stats, e);
+    const double end = watched ? wait_and_look() : 0;
+    b->programs += b->stats.programs;
+    if (!watched) return ok;
+    watch_end(module, 4);
+    memset(part, 0, PARTS * sizeof *part);
+    if (!watch.loss_at || !watch.optimizer_at)
+        watch.loss_at = watch.optimizer_at = end; /* nothing was learnt */
+    part[DECODE] = decoded - from;
+    part[STUDENTS] = watch.forwards[0];
+    part[TEACHER] = watch.forwards[1];
+    part[PROGRAMS] = watch.loss_at - decoded - watch.forwards[0] - watch.forwards[1];
+    part[BACKWARD] = watch.optimizer_at - watch.loss_at;
+    part[OPTIMIZER] = end - watch.optimizer_at;
+    return ok;
+}
+
+static bool distill_row(const Config *given, Report *r, Error *e) {
+    static Distil b;
+    static Config cfg;
+    char dir[400] = "";
+    const bool own = !*given->data.dir;
+    cfg = *given;
+    if (own) {
+        if (!config_load(&cfg, "configs/demo.yaml", NULL, 0, e))
+            return fail_in(
+                e, "bench step distill runs in the repository, or with a configuration that names data.dir");
+        cfg.run = given->run;
+        cfg.bench = given->bench;
+        ScenesConfig s;
+        scenes_config_default(&s);
+        s.domain = SCENE_HARD;
+        s.images[SCENE_TRAIN] = SCENES;
+        s.images[SCENE_VAL] = s.images[SCENE_TEST] = 0;
+        s.questions_per_image = 8;
+        s.steps_per_image = 0;
+        if (!temporary(dir, sizeof dir, e)) return false;
+        snprintf(cfg.data.dir, sizeof cfg.data.dir, "%s/scenes", dir);
+        if (!scenes_write(cfg.data.dir, &s, e)) return false;
+    }
+    cfg.distill.reuse = 0;
+    cfg.data.cache_mb = 0;
+    b = (Distil){0};
+    bool ok = distiller_open(&b.d, &cfg, e);
+    LoaderConfig lc = {.seed = 1,
+                       .batch = ok ? distiller_images(&cfg) : 1,
+                       .shuffle = true,
+                       .max_bad_percent = 100,
+                       .batch_bytes = (size_t)256 << 20};
+    ok = ok && (b.loader = loader_open(&b.d.by_image.group, &lc, e));
+    if (ok) {
+        Subject s = {.model = "distill",
+                     .unit = "progr./s",
+                     .examples = cfg.distill.programs,
+                     .step = step_of_distiller,
+                     .arg = &b,
+                     .dev = b.d.run.dev,
+                     .parameters =
+                         params_count(&b.d.vqa.module->params) + params_count(&b.d.loc.module->params)};
+        snprintf(s.shape, sizeof s.shape, "%d programs on %d images", cfg.distill.programs,
+                 distiller_images(&cfg));
+        ok = measure(&s, &cfg, r, e);
+    }
+    loader_close(b.loader);
+    distiller_close(&b.d);
+    if (*dir) nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    return ok;
+}
+
+/* ---- on request ----------------------------------------------------------------------------------- */
+
 static double cpu_s(void) {
     struct rusage u;
     getrusage(RUSAGE_SELF, &u);
-    return (double)u.ru_utime.tv_sec + (double)u.ru_stime.tv_sec + 1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
+    return (double)u.ru_utime.tv_sec + (double)u.ru_stime.tv_sec +
+           1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
 }
 
-static bool do_steps(Bench *b, int n, Error *e) {
-    static double seconds[MAX_STEPS];
-    double loss = 0, cpu = cpu_s();
-    count_begin();
-    for (int i = 0; i < n; i++) {
-        double from = now_s();
-        if (!step(b, &loss, e)) return false;
-        seconds[i] = now_s() - from;
-    }
-    count_end();
-    cpu = cpu_s() - cpu;
-    char whose[512] = "";
-    int64_t all = count_calls(NULL, false, NULL, 0), dnnl = count_calls("libdnnl", false, NULL, 0);
-    if (all > dnnl) count_calls("libdnnl", true, whose, sizeof whose);
+static bool do_steps(Model *b, int n, Error *e) {
+    const double cpu = cpu_s();
     printf("{\"seconds\": [");
-    for (int i = 0; i < n; i++) printf("%s%.6f", i ? ", " : "", seconds[i]);
-    printf("], \"cpu_seconds\": %.4f, \"loss\": %.6f, ", cpu, loss);
-    if (count_possible()) printf("\"allocations\": %" PRId64 ", \"dnnl_allocations\": %" PRId64 ", \"allocated_by\": \"%s\"}\n", all - dnnl, dnnl, whose);
-    else printf("\"allocations\": null}\n"); /* a sanitizer's allocator */
+    for (int i = 0; i < n; i++) {
+        const double from = now_s();
+        if (!model_step(b, e)) return false;
+        printf("%s%.6f", i ? ", " : "", now_s() - from);
+    }
+    printf("], \"cpu_seconds\": %.4f, \"loss\": %.6f}\n", cpu_s() - cpu, b->loss);
     return true;
 }
 
-/* ---- the protocol --------------------------------------------------------------------------------- */
-
-static bool serve(Bench *b, Error *e) {
+static bool serve(Model *b, Error *e) {
     char line[256];
     while (fgets(line, sizeof line, stdin)) {
         int n;
-        if (sscanf(line, "step %d", &n) == 1 && n >= 1 && n <= MAX_STEPS) {
+        if (sscanf(line, "step %d", &n) == 1 && n >= 1 && n <= MOST_STEPS) {
             if (!do_steps(b, n, e)) return false;
         } else if (!strncmp(line, "info", 4)) {
-            printf("{\"parameters\": %" PRId64 ", \"threads\": %d, \"peak_rss\": %" PRId64 ", \"arena\": %zu}\n",
-                   params_count(&b->module->params), b->run.dev->nthreads, bench_peak_rss(), b->run.step.peak);
+            printf(
+                "{\"parameters\": %" PRId64 ", \"threads\": %d, \"peak_rss\": %" PRId64 ", \"arena\": %zu}\n",
+                params_count(&b->module->params), b->run.dev->nthreads, bench_peak_rss(), b->run.step.peak);
         } else {
             line[strcspn(line, "\n")] = 0;
-            return fail_as(e, FAIL_USAGE, "unknown command \"%s\"; known are \"step 1\" .. \"step %d\" and \"info\"", line, MAX_STEPS);
+            return fail_as(e, FAIL_USAGE,
+                           "unknown command \"%s\"; known are \"step 1\" .. \"step %d\" and \"info\"", line,
+                           MOST_STEPS);
         }
         fflush(stdout);
     }
     return true;
 }
 
-int bench_step(int argc, char **argv) {
-    static Bench b;
-    Error e = {0};
-    const char *folder = bench_option(argc, argv, "--folder", NULL);
-    if (!folder) die(FAIL_USAGE, "vpbench step: --folder wants a model folder");
-    config_defaults(&b.cfg);
-    b.cfg.run.threads = bench_int(argc, argv, "--threads", 0, 0, 1024);
-    b.B = bench_int(argc, argv, "--batch", 64, 1, 65536);
-    b.text = bench_int(argc, argv, "--text", 10, 3, MAX_TEXT);
-    b.h = bench_int(argc, argv, "--height", 48, 1, 16384);
-    b.w = bench_int(argc, argv, "--width", 48, 1, 16384);
-    run_open(&b.run, &b.cfg, NULL);
-    b.optim = run_optim(&b.cfg, 1e-4, 1000000);
-    b.module = module_open(folder, b.run.dev, F32, MODULE_TRAINED, false, 1, &e);
-    bool ok = b.module != NULL;
-    if (ok && strcmp(b.module->type->step, "VQA")) ok = fail_as(&e, FAIL_MODEL, "%s answers %s steps; only VQA is timed", folder, b.module->type->step);
-    ok = ok && make_batch(&b, &e) && serve(&b, &e);
-    if (!ok) fprintf(stderr, "vpbench step: %s\n", e.text);
-    for (int i = 0; b.ask && i < b.B; i++) {
-        free((void *)b.ask[i].image.rgb);
-        free((void *)b.ask[i].query);
-    }
-    free(b.ask);
-    free(b.label);
-    module_close(b.module);
-    run_close(&b.run);
-    return ok ? OK_STATUS : e.status ? (int)e.status : FAIL_OTHER;
+/* ---- the benchmark -------------------------------------------------------------------------------- */
+
+static bool requests(const Config *cfg, Error *e) {
+    static Model b;
+    if (!*cfg->model.vqa)
+        return fail_as(e, FAIL_CONFIG, "bench step requests: model.vqa is empty, name a model folder");
+    const bool ok = model_open(&b, cfg, cfg->model.vqa, 64, 10, 48, e) && serve(&b, e);
+    model_close(&b);
+    return ok;
 }
+
+static bool wanted(char *const *word, int nwords, const char *name) {
+    for (int i = 0; i < nwords; i++)
+        if (!strcmp(word[i], name)) return true;
+    return !nwords;
+}
+
+static bool run(const Config *cfg, char *const *word, int nwords, Error *e) {
+    static const char *const names[] = {"demo", "b32", "distill", "requests"};
+    for (int i = 0; i < nwords; i++) {
+        bool known = false;
+        for (int k = 0; k < COUNT_OF(names); k++) known |= !strcmp(word[i], names[k]);
+        if (!known)
+            return fail_as(e, FAIL_USAGE,
+                           "bench step: there is no step \"%s\"; there are demo, b32, distill, and requests",
+                           word[i]);
+    }
+    if (nwords == 1 && !strcmp(word[0], "requests")) return requests(cfg, e);
+    Run probe;
+    Report r;
+    if (!run_open(&probe, cfg, e)) return false;
+    report_begin(&r, "step", cfg, probe.dev);
+    const bool card = strcmp(probe.dev->name, "cpu") != 0;
+    const Peak peak = card ? bench_card_peak(probe.dev, F32) : bench_peak(probe.dev->nthreads, 0.3);
+    run_close(&probe);
+    report_set(&r, "peak_gflop_per_s", json_real(peak.gflops));
+    printf("peak measured in this run: %.1f GFLOP/s of %s\n\n%-12s %5s %10s %10s %18s %9s %6s %9s\n",
+           peak.gflops, card ? "a large product, f32" : "multiply-adds", "step", "runs", "med_ms", "p99_ms",
+           "", "GFLOP/s", "%peak", "RSS MB");
+    bool ok = true;
+    if (*cfg->model.vqa && !*cfg->data.dir) {
+        ok = model_row(cfg, "model.vqa", cfg->model.vqa, 64, 10, 48, &r, e);
+    } else {
+        if (wanted(word, nwords, "demo"))
+            ok = model_row(cfg, "demo's ViLT", "configs/models/tiny-vilt", 64, 10, 48, &r, e);
+        if (ok && wanted(word, nwords, "b32")) ok = b32_row(cfg, &r, e);
+        if (ok && wanted(word, nwords, "distill")) ok = distill_row(cfg, &r, e);
+    }
+    return report_end(&r, ok, e);
+}
+
+const Benchmark bench_step = {
+    "step", "training steps of the demo's ViLT and ViLT-B/32, the demo's distillation step", false, run};

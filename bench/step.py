@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """One training step of ViLT here and in PyTorch, side by side in one run.
 
-    python3 bench/step.py --bench build/cpu/vpbench                       both sizes, the table
-    python3 bench/step.py --bench build/cpu/vpbench --size demo --json out.json
-    python3 bench/step.py --bench build/cpu/vpbench --peers hf-eager,plain-compile --rounds 9
+    python3 bench/step.py --bench build/cpu/vpdistill                       both sizes, the table
+    python3 bench/step.py --bench build/cpu/vpdistill --size demo --json out.json
+    python3 bench/step.py --bench build/cpu/vpdistill --peers hf-eager,plain-compile --rounds 9
 
 Both sides are processes that keep their model and batch loaded and do steps on request; the driver asks them in turns, A B B A,
 A B B A, ..., and stops (SIGSTOP) the one that does not work, so that a waiting thread pool cannot take a core from the other.
@@ -27,6 +27,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 PEERS = ["hf-eager", "hf-compile", "plain-eager", "plain-compile", "plain-first"]
@@ -207,7 +208,7 @@ class Side:
     def __init__(self, name, command, env, cores, tokens_first):
         self.name, self.first_only = name, tokens_first
         self.env = {**os.environ, **env}
-        self.seconds, self.cpu, self.allocations, self.last = [], 0.0, None, None
+        self.seconds, self.cpu, self.last = [], 0.0, None
         self.p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.env,
                                   preexec_fn=lambda: os.sched_setaffinity(0, cores))
 
@@ -242,8 +243,8 @@ def sides_of(args, folder, size):
     threads = {"OMP_NUM_THREADS": str(args.threads)}
 
     def ours(wait):
-        flat = [x for s in shape for x in s.split("=")]
-        return Side(f"vpdistill ({wait.lower()})", [args.bench, "step", "--folder", str(folder), "--threads", str(args.threads), *flat],
+        return Side(f"vpdistill ({wait.lower()})", [args.bench, "bench", "step", "requests", f"model.vqa={folder}", f"run.threads={args.threads}",
+                                                    f"bench.batch={size['batch']}", f"bench.text={size['text']}", f"bench.side={size['height']}"],
                     {**threads, "OMP_WAIT_POLICY": wait}, args.cores, True)
 
     def theirs(peer, optimizer, wait):
@@ -289,9 +290,11 @@ def labelled(f, label):
 
 def peak_of(args):
     env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    out = subprocess.run([args.bench, "peak", "--threads", str(args.threads), "--ms", "150", "--json"], env=env, check=True, capture_output=True,
-                         text=True, preexec_fn=lambda: os.sched_setaffinity(0, args.cores)).stdout
-    return json.loads(out)
+    with tempfile.NamedTemporaryFile(suffix=".json") as f:
+        subprocess.run([args.bench, "bench", "peak", f"run.threads={args.threads}", "bench.ms=300", f"bench.json={f.name}"], env=env, check=True,
+                       capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, args.cores))
+        row = json.loads(pathlib.Path(f.name).read_text())["rows"][0]
+    return {"gflops": row["gflop_per_s"], "gbs": row["gb_per_s"]}
 
 
 def measure(args, name):
@@ -333,8 +336,7 @@ def measure(args, name):
         result["sides"].append({"name": s.name, "median_s": median[s], "best_s": min(s.seconds), "worst_s": max(s.seconds), "cpu_s": s.cpu / len(s.seconds),
                                 "gflops": work / median[s] * 1e-9, "share_of_peak": work / median[s] * 1e-9 / peak["gflops"],
                                 "peak_rss": info[s]["peak_rss"], "parameters": info[s]["parameters"], "loss": s.last["loss"],
-                                "seconds": [t for x, t in turns if x is s],
-                                **{k: s.last[k] for k in ("allocations", "dnnl_allocations", "allocated_by") if k in s.last}})
+                                "seconds": [t for x, t in turns if x is s]})
     return result
 
 
@@ -347,14 +349,12 @@ def table(r, out=sys.stdout):
         print(f"{s['name']:44s} {s['median_s'] * 1e3:10.2f} {s['best_s'] * 1e3:10.2f} {s['cpu_s'] * 1e3:10.2f} {s['gflops']:8.1f} {100 * s['share_of_peak']:6.1f} "
               f"{s['peak_rss'] / 1e6:12.0f}", file=out)
     a, b = r["sides"]
-    print(f"{b['median_s'] / a['median_s']:.2f} times PyTorch's speed (goal {r['goal']:.0f}), {a['peak_rss'] / b['peak_rss']:.2f} of its memory; "
-          f"in {r['steps_per_turn']} steps {a.get('allocations')} allocations of ours, {a.get('dnnl_allocations')} inside oneDNN"
-          + (f" (first: {a['allocated_by']})" if a.get("allocated_by") else ""), file=out)
+    print(f"{b['median_s'] / a['median_s']:.2f} times PyTorch's speed (goal {r['goal']:.0f}), {a['peak_rss'] / b['peak_rss']:.2f} of its memory", file=out)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--bench", default="build/cpu/vpbench", help="our program")
+    p.add_argument("--bench", default="build/cpu/vpdistill", help="our program")
     p.add_argument("--size", default="demo,b32", help="demo, b32 or both")
     p.add_argument("--rounds", type=int, default=9, help="turns of each side, at least 7 for a table to be told")
     p.add_argument("--steps", type=int, help="steps of a turn (demo 10, b32 1)")

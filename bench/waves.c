@@ -1,12 +1,14 @@
-/* waves.c -- programs per second: in waves, in waves without sharing questions, one at a time; and the interpreter alone.
+/* waves.c -- programs per second: in waves, in waves without sharing questions, one at a time; and the
+ * interpreter alone.
  *
- *   bench waves data.dir=DIR model.vqa=FOLDER model.loc=FOLDER [eval.split=test] [eval.limit=1000] [eval.batch=256] [run.threads=0]
+ *   vpdistill bench waves data.dir=DIR model.vqa=FOLDER model.loc=FOLDER [eval.split=test] [eval.limit=1000]
+ *   [eval.batch=256] [run.threads=0]
  *
- * Images are decoded and programs parsed before the clock runs: what is compared is the scheduler with the modules. The three
- * ways take turns (a slow second of the machine hurts all of them), the median of the rounds is told, and the results must
- * agree program by program.
+ * Images are decoded and programs parsed before the clock runs: what is compared is the scheduler with the
+ * modules. The three ways take turns (a slow second of the machine hurts all of them), the median of the
+ * rounds is told, and the results must agree program by program.
  */
-#include "bench/waves.h"
+#include "bench/bench.h"
 
 #include "engine/eval.h"
 #include "modules/answer.h"
@@ -36,7 +38,11 @@ static bool read_jobs(Bench *b, Error *e) {
     int64_t want = cfg->eval.limit ? cfg->eval.limit : 1000;
     DatasetConfig dc = {.type = "gqa", .dir = cfg->data.dir, .split = cfg->eval.split, .limit = want};
     if (!dataset_open(&b->data, &dc, e)) return false;
-    LoaderConfig lc = {.seed = 1, .batch = (int)b->data.nsamples, .passes = 1, .workers = cfg->data.workers, .max_bad_percent = 100};
+    LoaderConfig lc = {.seed = 1,
+                       .batch = (int)b->data.nsamples,
+                       .passes = 1,
+                       .workers = cfg->data.workers,
+                       .max_bad_percent = 100};
     if (!(b->loader = loader_open(&b->data, &lc, e))) return false;
     const Batch *batch = loader_next(b->loader, e);
     if (!batch) return *e->text ? false : fail_as(e, FAIL_DATA, "%s: no question", cfg->data.dir);
@@ -49,7 +55,8 @@ static bool read_jobs(Bench *b, Error *e) {
         if (!s->program || !program_parse(p, a, &dialect_gqa, s->program, strlen(s->program), NULL)) continue;
         Value *vars = ARENA_NEW(a, Value, p->nslots);
         vars[0] = value_image(batch->image_id[at], batch->image[at].w, batch->image[at].h);
-        b->job[b->n++] = (Job){.prog = p, .vars = vars, .image = &batch->image[at], .image_id = &batch->image_id[at]};
+        b->job[b->n++] =
+            (Job){.prog = p, .vars = vars, .image = &batch->image[at], .image_id = &batch->image_id[at]};
     }
     if (b->n < want) info("%s has %d programs that parse, not %" PRId64, cfg->data.dir, b->n, want);
     return b->n ? true : fail_as(e, FAIL_DATA, "%s: no program parses", cfg->data.dir);
@@ -81,7 +88,8 @@ static void begin(Bench *b) {
 static void keep_results(const Job *job, int n, uint64_t *result) {
     for (int i = 0; i < n; i++) {
         char text[256];
-        bool ok = !job[i].failed && answer_text(text, sizeof text, program_result(job[i].prog, job[i].vars), ANSWER_YES_NO, NULL);
+        bool ok = !job[i].failed && answer_text(text, sizeof text, program_result(job[i].prog, job[i].vars),
+                                                ANSWER_YES_NO, NULL);
         result[i] = ok ? hash_bytes(text, strlen(text), 1) : 0;
     }
 }
@@ -103,12 +111,7 @@ static double run_way(Bench *b, int way, uint64_t *result) {
     return now_s() - since;
 }
 
-static int by_value(const void *x, const void *y) {
-    const double *p = x, *q = y;
-    return (*p > *q) - (*p < *q);
-}
-
-static bool measure(Bench *b, Error *e) {
+static bool measure(Bench *b, Report *report, Error *e) {
     double s[WAYS][ROUNDS];
     uint64_t *result[WAYS];
     int differ = 0;
@@ -124,12 +127,22 @@ static bool measure(Bench *b, Error *e) {
             steps = b->sched.nrecords;
             questions = b->sched.nquestions;
         }
-    for (int i = 0; i < b->n; i++) differ += result[WAVES][i] != result[ONE_BY_ONE][i] || result[WAVES][i] != result[WAVES_NO_CACHE][i];
-    for (int w = 0; w < WAYS; w++) qsort(s[w], ROUNDS, sizeof **s, by_value);
-    printf("%d programs, %" PRId64 " module steps, %" PRId64 " distinct questions; batches of %d, %d threads; median of %d rounds\n", b->n, steps,
-           questions, b->cfg.eval.batch, b->run.dev->nthreads, ROUNDS);
-    for (int w = 0; w < WAYS; w++)
-        printf("  %-30s %9.0f programs/s  %5.2f x one at a time\n", way_names[w], b->n / s[w][ROUNDS / 2], s[ONE_BY_ONE][ROUNDS / 2] / s[w][ROUNDS / 2]);
+    for (int i = 0; i < b->n; i++)
+        differ += result[WAVES][i] != result[ONE_BY_ONE][i] || result[WAVES][i] != result[WAVES_NO_CACHE][i];
+    Spread t[WAYS];
+    for (int w = 0; w < WAYS; w++) t[w] = bench_spread(s[w], ROUNDS);
+    printf("%d programs, %" PRId64 " module steps, %" PRId64
+           " distinct questions; batches of %d, %d threads; median of %d rounds\n",
+           b->n, steps, questions, b->cfg.eval.batch, b->run.dev->nthreads, ROUNDS);
+    for (int w = 0; w < WAYS; w++) {
+        const double rate = b->n / t[w].median, ratio = t[ONE_BY_ONE].median / t[w].median;
+        printf("  %-30s %9.0f programs/s  %5.2f x one at a time\n", way_names[w], rate, ratio);
+        json_t *row = json_pack("{s:s, s:i, s:I, s:I, s:f, s:f, s:i}", "way", way_names[w], "programs", b->n,
+                                "module_steps", (json_int_t)steps, "questions", (json_int_t)questions,
+                                "programs_per_s", rate, "ratio_to_one_at_a_time", ratio, "wrong", differ);
+        report_spread(row, t[w]);
+        report_row(report, row);
+    }
     return differ ? fail(e, "%d of %d programs gave another result one at a time", differ, b->n) : true;
 }
 
@@ -148,11 +161,13 @@ static void stub_answer(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answe
     }
 }
 
-static void measure_stubs(Bench *b) {
+static void measure_stubs(Bench *b, Report *report) {
     enum { N = 10000 };
-    static const char text[] = "BOX0=LOC(image=IMAGE,object='ball')\nIMAGE0=CROP(image=IMAGE,box=BOX0)\n"
-                               "ANSWER0=VQA(image=IMAGE0,question='What color is the ball?')\nANSWER1=COUNT(box=BOX0)\n"
-                               "ANSWER2=EVAL(expr=\"'yes' if {ANSWER1} > 0 and {ANSWER0} == 'red' else 'no'\")\nFINAL_RESULT=RESULT(var=ANSWER2)";
+    static const char text[] =
+        "BOX0=LOC(image=IMAGE,object='ball')\nIMAGE0=CROP(image=IMAGE,box=BOX0)\n"
+        "ANSWER0=VQA(image=IMAGE0,question='What color is the ball?')\nANSWER1=COUNT(box=BOX0)\n"
+        "ANSWER2=EVAL(expr=\"'yes' if {ANSWER1} > 0 and {ANSWER0} == 'red' else "
+        "'no'\")\nFINAL_RESULT=RESULT(var=ANSWER2)";
     Answerer vqa = {"VQA", 0, stub_answer}, loc = {"LOC", 0, stub_answer}, *answerer[] = {&vqa, &loc};
     Arena *a = &b->arena;
     Program p;
@@ -163,7 +178,8 @@ static void measure_stubs(Bench *b) {
     static const ImageView image = {NULL, 192, 144};
     for (int i = 0; i < N; i++) {
         id[i] = (uint64_t)i;
-        job[i] = (Job){.prog = &p, .vars = ARENA_NEW(a, Value, p.nslots), .image = &image, .image_id = &id[i]};
+        job[i] =
+            (Job){.prog = &p, .vars = ARENA_NEW(a, Value, p.nslots), .image = &image, .image_id = &id[i]};
         job[i].vars[0] = value_image(id[i], image.w, image.h);
     }
     Sched s;
@@ -176,22 +192,22 @@ static void measure_stubs(Bench *b) {
         best = MIN(best, now_s() - since);
         arena_reset(a, mark);
     }
-    printf("  %-30s %9.0f six-step programs/s on one core, best of %d\n", "the interpreter, modules stubbed", N / best, 2 * ROUNDS);
+    printf("  %-30s %9.0f six-step programs/s on one core, best of %d\n", "the interpreter, modules stubbed",
+           N / best, 2 * ROUNDS);
+    report_set(report, "interpreter_programs_per_s", json_real(N / best));
     sched_close(&s);
 }
 
-int bench_waves(int argc, char **argv) {
+static bool run(const Config *cfg, char *const *word, int nwords, Error *e) {
     static Bench b;
-    Error e = {0};
-    if (!config_load(&b.cfg, NULL, (const char *const *)argv, argc, &e)) {
-        fprintf(stderr, "bench waves: %s\n", e.text);
-        return FAIL_CONFIG;
-    }
-    run_open(&b.run, &b.cfg, NULL);
+    Report report;
+    if (nwords) return fail_as(e, FAIL_USAGE, "bench waves takes no filter, \"%s\" was given", word[0]);
+    b = (Bench){.cfg = *cfg};
+    if (!run_open(&b.run, &b.cfg, e)) return false;
+    report_begin(&report, "waves", cfg, b.run.dev);
     arena_open(&b.arena, "programs", NULL, (size_t)2 << 30);
-    bool ok = open_modules(&b, &e) && read_jobs(&b, &e) && measure(&b, &e);
-    if (ok) measure_stubs(&b);
-    if (!ok) fprintf(stderr, "bench waves: %s\n", e.text);
+    bool ok = open_modules(&b, e) && read_jobs(&b, e) && measure(&b, &report, e);
+    if (ok) measure_stubs(&b, &report);
     sched_close(&b.sched);
     loader_close(b.loader);
     dataset_close(&b.data);
@@ -199,5 +215,7 @@ int bench_waves(int argc, char **argv) {
     module_close(b.module[1]);
     arena_close(&b.arena);
     run_close(&b.run);
-    return ok ? OK_STATUS : e.status ? (int)e.status : FAIL_OTHER;
+    return report_end(&report, ok, e);
 }
+
+const Benchmark bench_waves = {"waves", "programs per second, in waves and one at a time", false, run};

@@ -139,6 +139,14 @@
 #define TRACE_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                        \
     TEXT(path, "", "distill: file for the trace of every step (JSON lines); empty: none")
 
+#define BENCH_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                        \
+    FLOAT(ms, 0, 0, 3600000, "least time of one row, milliseconds; 0: the benchmark's own")                  \
+    INT(mb, 0, 0, 1000000, "kernels: memory for operands; comm: the largest message; megabytes, 0: its own") \
+    TEXT(json, "", "file for the results as JSON; empty: none")                                              \
+    INT(batch, 0, 0, 65536, "step, loader: examples at a time; 0: the row's own")                            \
+    INT(text, 0, 0, 4096, "step: tokens of a question; 0: the row's own")                                    \
+    INT(side, 0, 0, 16384, "step: pixels of an image's side; loader: of the patches' image; 0: the row's own")
+
 #define CONFIG_SECTIONS(X)                                                                                   \
     X(run, RUN_OPTIONS)                                                                                      \
     X(scenes, SCENES_OPTIONS)                                                                                \
@@ -147,7 +155,8 @@
     X(train, TRAIN_OPTIONS)                                                                                  \
     X(distill, DISTILL_OPTIONS)                                                                              \
     X(eval, EVAL_OPTIONS)                                                                                    \
-    X(trace, TRACE_OPTIONS)
+    X(trace, TRACE_OPTIONS)                                                                                  \
+    X(bench, BENCH_OPTIONS)
 
 /* The choices in the order of their rows. */
 enum { LAUNCH_AUTO, LAUNCH_NONE, LAUNCH_MPIRUN, LAUNCH_SRUN, LAUNCH_ENV };

@@ -10,7 +10,7 @@
 #define VERSION "0.1.0"
 
 static const Verb *const verbs[] = {&verb_scenes, &verb_train,  &verb_run, &verb_distill,
-                                    &verb_eval,   &verb_export, &verb_info};
+                                    &verb_eval,   &verb_export, &verb_info, &verb_bench};
 
 static void usage(FILE *f) {
     fprintf(f,

@@ -18,7 +18,7 @@ typedef struct Verb {
     Status (*run)(Args *a, Error *e);       /* FAIL_*: e holds the sentence */
 } Verb;
 
-extern const Verb verb_scenes, verb_train, verb_run, verb_distill, verb_eval, verb_export, verb_info;
+extern const Verb verb_scenes, verb_train, verb_run, verb_distill, verb_eval, verb_export, verb_info, verb_bench;
 
 /* The status of a failed verb: what the error says. */
 static inline Status verb_status(bool ok, const Error *e) { return ok ? OK_STATUS : e->status ? e->status : FAIL_OTHER; }

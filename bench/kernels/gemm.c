@@ -1,0 +1,105 @@
+/* gemm.c -- rows of the matrix products of a transformer's layers, forward and backward. See kernels.h.
+ *
+ * dx: the gradient of a layer's input. dw: of its weight, f32 and added.
+ */
+#include "bench/kernels.h"
+
+enum { C_, A_, B_, BIAS };
+
+static void run_gemm(Table *t, const Case *c, void *const *p) {
+    const int64_t lda = c->ta ? c->M : c->K, ldb = c->tb ? c->K : c->N;
+    t->k->gemm(t->s, t->t, c->add ? F32 : t->t, p[C_], c->N, p[A_], lda, p[B_], ldb, c->tb ? p[BIAS] : NULL,
+               c->ta, c->tb, c->M, c->N, c->K, c->add);
+}
+
+WANT(gemm) {
+    const int64_t m = i / c->N, n = i % c->N;
+    double sum = c->add ? IN(k, i) : c->tb ? IN(BIAS, n) : 0;
+    *size = fabs(sum);
+    for (int64_t l = 0; l < c->K; l++) {
+        const double term =
+            IN(A_, c->ta ? l * c->M + m : m * c->K + l) * IN(B_, c->tb ? n * c->K + l : l * c->N + n);
+        sum += term;
+        *size += fabs(term);
+    }
+    return sum;
+}
+
+static Library *library_gemm(const Case *c, void *const *p) {
+    return library_matmul(p[C_], p[A_], p[B_], c->tb ? p[BIAS] : NULL, c->ta, c->tb, c->add, c->M, c->N,
+                          c->K);
+}
+
+RUN(bias_bwd, p[0], p[1], c->M, c->N)
+WANT(bias_bwd) {
+    double sum = IN(k, i);
+    *size = fabs(sum);
+    for (int64_t r = 0; r < c->M; r++) {
+        sum += IN(1, r * c->N + i);
+        *size += fabs(IN(1, r * c->N + i));
+    }
+    return sum;
+}
+static Library *library_bias(const Case *c, void *const *p) {
+    return library_column_sums(p[0], p[1], c->M, c->N);
+}
+
+void rows_gemm(Table *t) {
+    const Shape *s = t->shape;
+    const int64_t B = shape_batch(t), rows = shape_rows(t), C = s->C, F = s->mlp,
+                  P = s->patch ? (int64_t)(s->image / s->patch) * (s->image / s->patch) : 0;
+    const struct {
+        const char *what;
+        int64_t M, N, K;
+        bool ta, tb;
+    } list[] = {
+        {"patches", B * P, C, 3 * (int64_t)s->patch * s->patch, false, true},
+        {"qkv", rows, 3 * C, C, false, true},
+        {"qkv dx", rows, C, 3 * C, false, false},
+        {"qkv dw", 3 * C, C, rows, true, false},
+        {"proj", rows, C, C, false, true},
+        {"fc1", rows, F, C, false, true},
+        {"fc1 dx", rows, C, F, false, false},
+        {"fc1 dw", F, C, rows, true, false},
+        {"fc2", rows, C, F, false, true},
+        {"fc2 dx", rows, F, C, false, false},
+        {"fc2 dw", C, F, rows, true, false},
+        {"answers", B, s->V, 2 * C, false, true},
+    };
+    for (int i = 0; i < COUNT_OF(list); i++) {
+        const int64_t M = list[i].M, N = list[i].N, K = list[i].K;
+        if (!M || !N) continue;
+        Case c = {
+            .op = "gemm",
+            .what = list[i].what,
+            .slot = {T_OUT(M * N), T_IN(M * K, -2, 2), T_IN(K * N, -1, 1), F_IN(list[i].tb ? N : 0, 0, 1)},
+            .flops = 2.0 * (double)M * (double)N * (double)K,
+            .M = M,
+            .N = N,
+            .K = K,
+            .ta = list[i].ta,
+            .tb = list[i].tb,
+            .add = list[i].ta,
+            .terms = (int)K,
+            .samples = 64,
+            .run = run_gemm,
+            .want = want_gemm,
+            .library = library_gemm,
+            .library_name = "oneDNN matmul"};
+        if (c.add) c.slot[C_] = (Slot)F_ADD(M * N);
+        bench_row(t, c, "%" PRId64 "x%" PRId64 "x%" PRId64, M, N, K);
+    }
+    bench_row(t,
+              (Case){.op = "bias_bwd",
+                     .what = "",
+                     .slot = {F_ADD(F), T_IN(rows * F, -1, 1)},
+                     .M = rows,
+                     .N = F,
+                     .terms = (int)rows,
+                     .samples = 64,
+                     .run = run_bias_bwd,
+                     .want = want_bias_bwd,
+                     .library = library_bias,
+                     .library_name = "oneDNN reduction"},
+              "%" PRId64 "x%" PRId64, rows, F);
+}
