@@ -24,7 +24,8 @@ enum { SUM_BLOCK = 4096, ROW_BLOCK = 64, COL_BLOCK = 64 };
 #define OMP_(x) _Pragma(#x)
 /* In front of `for (int64_t i = ...; ...)`: iterations may go to threads when `work` values pay for it. */
 #define PAR_FOR(work) OMP_(omp parallel for schedule(static) if ((work) >= PAR_MIN))
-#define PAR_FOR_SIMD(work) OMP_(omp parallel for simd schedule(static) if ((work) >= PAR_MIN))
+/* The condition is of `parallel` alone: without a name it would be of `simd`, too, and small loops scalar (OpenMP 5). */
+#define PAR_FOR_SIMD(work) OMP_(omp parallel for simd schedule(static) if (parallel : (work) >= PAR_MIN))
 #define SIMD OMP_(omp simd)
 #define SIMD_SUM(s) OMP_(omp simd reduction(+ : s))
 
