@@ -278,18 +278,25 @@ static inline void row_add(float *y, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] += x[i];
 }
 
-/* out[j] += sum over rows of f(i, j), in blocks of ROW_BLOCK rows summed apart and added in order (no thread count
- * shows, and errors grow with the block, not with the rows). Defined by a macro: BODY adds row i into `acc`. */
-#define SUM_ROWS(out, rows, C, work, BODY)                                                                   \
-    do {                                                                                                     \
-        const int64_t nb_ = ceil_div((rows), ROW_BLOCK);                                                     \
-        float *part_ = cpu_scratch(SCRATCH_OP, (size_t)(nb_ * (C)) * sizeof(float));                         \
-        PAR_FOR(work)                                                                                        \
-        for (int64_t b_ = 0; b_ < nb_; b_++) {                                                               \
-            float *acc = part_ + b_ * (C);                                                                   \
-            memset(acc, 0, (size_t)(C) * sizeof(float));                                                     \
-            const int64_t end_ = MIN((b_ + 1) * ROW_BLOCK, (rows));                                          \
-            for (int64_t i = b_ * ROW_BLOCK; i < end_; i++) BODY                                             \
-        }                                                                                                    \
-        for (int64_t b_ = 0; b_ < nb_; b_++) row_add((out), part_ + b_ * (C), (C));                          \
-    } while (0)
+/* y += the rows of x, n values every ldx, one after the other: four of them per pass over y. */
+static inline void rows_add(float *restrict y, const float *restrict x, int64_t ldx, int64_t rows, int64_t n) {
+    for (; rows >= 4; rows -= 4, x += 4 * ldx) {
+        const float *a = x, *b = x + ldx, *c = b + ldx, *d = c + ldx;
+        SIMD
+        for (int64_t j = 0; j < n; j++) y[j] = (((y[j] + a[j]) + b[j]) + c[j]) + d[j];
+    }
+    for (; rows; rows--, x += ldx) row_add(y, x, n);
+}
+
+/* out[j] += sum over rows of x[i][j], in blocks of ROW_BLOCK rows summed apart and added in order: no thread count shows,
+ * and errors grow with the block, not with the rows. */
+static inline void sum_rows(float *out, const float *x, int64_t rows, int64_t C) {
+    const int64_t blocks = ceil_div(rows, ROW_BLOCK);
+    float *part = cpu_scratch(SCRATCH_OP, (size_t)(blocks * C) * sizeof(float));
+    PAR_FOR(rows * C)
+    for (int64_t b = 0; b < blocks; b++) {
+        memset(part + b * C, 0, (size_t)C * sizeof(float));
+        rows_add(part + b * C, x + b * ROW_BLOCK * C, C, MIN(ROW_BLOCK, rows - b * ROW_BLOCK), C);
+    }
+    rows_add(out, part, C, blocks, C);
+}

@@ -123,14 +123,14 @@ void cpu_add_rows_bwd(Stream *s, DType td, void *dp_, DType t, const void *dy_, 
     const float *dy = dy_;
     if (!dp || !rows || !n) return;
     if (n <= 4096) {
-        SUM_ROWS(dp, rows, n, rows * n, { row_add(acc, dy + i * n, n); });
+        sum_rows(dp, dy, rows, n);
         return;
     }
     PAR_FOR(rows * n)
     for (int64_t j0 = 0; j0 < n; j0 += 1024) {
         float acc[1024] = {0};
         const int64_t m = MIN(1024, n - j0);
-        for (int64_t i = 0; i < rows; i++) row_add(acc, dy + i * n + j0, m);
+        rows_add(acc, dy + j0, n, rows, m);
         row_add(dp + j0, acc, m);
     }
 }

@@ -136,5 +136,5 @@ void cpu_bias_bwd(Stream *s, DType t, float *dbias, const void *dy, int64_t rows
     (void)s;
     WIDE(t, cpu_bias_bwd(s, F32, dbias, READ(t, dy, rows * C), rows, C));
     if (!dbias || !rows || !C) return;
-    SUM_ROWS(dbias, rows, C, rows * C, { row_add(acc, (const float *)dy + i * C, C); });
+    sum_rows(dbias, dy, rows, C);
 }

@@ -1,7 +1,7 @@
 /* norm.c -- layer normalisation and unit vectors on the CPU. Contracts: ops.h.
  *
  * A row (C = 128..1024 values) stays in the first cache over its passes. Parameter gradients are summed over
- * blocks of rows, then over the blocks in order (cpu.h, SUM_ROWS).
+ * blocks of rows, then over the blocks in order (cpu.h, sum_rows).
  */
 #include "kernels/cpu/cpu.h"
 
