@@ -36,11 +36,12 @@ __device__ __forceinline__ void adamw_vector(float *p, float *m, float *v, bf16 
     store(p + i, pi);
     store(m + i, mi);
     store(v + i, vi);
-    if (!COPY) return;
-    Vec<bf16, V> low;
+    if constexpr (COPY) {
+        Vec<bf16, V> low;
 #pragma unroll
-    for (int k = 0; k < V; k++) low.v[k] = bf16_from_f32(pi.v[k]);
-    store(p16 + i, low);
+        for (int k = 0; k < V; k++) low.v[k] = bf16_from_f32(pi.v[k]);
+        store(p16 + i, low);
+    }
 }
 
 /* `shift`: values from p back to an address that divides by 16, where the vectors are; -1: the buffers do not lie alike. A vector
