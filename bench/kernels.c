@@ -291,8 +291,8 @@ static void heading(Table *t) {
     if (t->headed) return;
     t->headed = true;
     printf("\n%s, batch %d\n%-15s %-19s %-4s %5s %9s %9s %6s %7s %5s %5s %5s %5s\n", t->shape->model,
-           t->shape->B[t->cuda], "op", "shape", "type", "runs", "med_us", "p99_us", "GB/s", "GFLOP/s",
-           "%peak", "copy", "lib", "wrong");
+           (int)shape_batch(t), "op", "shape", "type", "runs", "med_us", "p99_us", "GB/s", "GFLOP/s", "%peak",
+           "copy", "lib", "wrong");
 }
 
 /* A ratio in five columns. */
@@ -328,7 +328,7 @@ static void tell(Table *t, const Case *c, Spread ours, Spread copy, Spread libra
     if (library.n) json_array_append_new(bases, baseline(library_name, library, ours.median));
     json_t *row = json_pack(
         "{s:s, s:s, s:s, s:i, s:s, s:s, s:f, s:f, s:f, s:o, s:f, s:s, s:o, s:i}", "op", c->op, "what",
-        c->what, "model", c->s->model, "batch", c->s->B[t->cuda], "shape", c->shape, "dtype",
+        c->what, "model", c->s->model, "batch", (int)shape_batch(t), "shape", c->shape, "dtype",
         c->t == F32 ? "f32" : "bf16", "bytes", bytes, "flop", c->flops, "gb_per_s", gbs, "gflop_per_s",
         c->flops > 0 ? json_real(rate) : json_null(), "share_of_peak", MAX(by_memory, by_products),
         "bound_by", by_memory >= by_products ? "memory" : "products", "baselines", bases, "wrong", wrong);
@@ -468,8 +468,9 @@ static Peak card_peak(Table *t) {
     return best;
 }
 
-Peak bench_card_peak(Device *d, DType type) {
-    Table t = {.dev = d, .k = d->ops, .s = d->main, .t = type, .cuda = true, .room = (size_t)1 << 30};
+Peak bench_card_peak(Device *d, DType type, int mb) {
+    Table t = {
+        .dev = d, .k = d->ops, .s = d->main, .t = type, .cuda = true, .room = (size_t)(mb ? mb : 1024) << 20};
     t.pool = d->alloc(d, t.room);
     const Peak p = card_peak(&t);
     d->release(d, t.pool, t.room);
@@ -484,7 +485,8 @@ static Device *open_device(const Config *cfg, Error *e) {
 }
 
 static bool run(const Config *cfg, char *const *word, int nwords, Error *e) {
-    Table t = {.cfg = cfg, .word = word, .nwords = nwords, .dev = open_device(cfg, e)};
+    Table t = {
+        .cfg = cfg, .word = word, .nwords = nwords, .batch = cfg->bench.batch, .dev = open_device(cfg, e)};
     if (!t.dev) return false;
     t.k = t.dev->ops;
     t.s = t.dev->main;
@@ -499,11 +501,13 @@ static bool run(const Config *cfg, char *const *word, int nwords, Error *e) {
     if (!t.cuda) t.peak = bench_peak(t.dev->nthreads, 0.3);
     for (t.t = F32; t.t <= BF16; t.t++) {
         if (t.cuda) t.peak = card_peak(&t);
-        json_array_append_new(peaks, json_pack("{s:s, s:f, s:f}", "dtype", t.t == F32 ? "f32" : "bf16",
-                                               "gflop_per_s", t.peak.gflops, "gb_per_s", t.peak.gbs));
-        printf("\npeaks measured in this run, %s: %.1f GFLOP/s of %s, %.1f GB/s of %s\n",
-               t.t == F32 ? "f32" : "bf16", t.peak.gflops, t.cuda ? "a large product" : "multiply-adds",
-               t.peak.gbs, t.cuda ? "a copy" : "triad");
+        if (t.cuda || t.t == F32) { /* the CPU computes in f32 whatever tensors are */
+            json_array_append_new(peaks, json_pack("{s:s, s:f, s:f}", "dtype", t.t == F32 ? "f32" : "bf16",
+                                                   "gflop_per_s", t.peak.gflops, "gb_per_s", t.peak.gbs));
+            printf("\npeaks measured in this run, %s: %.1f GFLOP/s of %s, %.1f GB/s of %s\n",
+                   t.t == F32 ? "f32" : "bf16", t.peak.gflops, t.cuda ? "a large product" : "multiply-adds",
+                   t.peak.gbs, t.cuda ? "a copy" : "triad");
+        }
         rows_of(&t);
     }
     t.dev->sync(t.dev);

@@ -94,6 +94,7 @@ struct Table {
     Stream *s;
     DType t;
     bool cuda;
+    int batch; /* instead of the shape's; 0: the shape's */
     const Shape *shape;
     void (*list)(void *arg, const Case *c);
     void *list_arg;
@@ -127,12 +128,13 @@ void rows_optim(Table *t);
 /* Calls list(arg, c) for every row that the table has on this kind of device. */
 void bench_kernels_list(bool cuda, void (*list)(void *arg, const Case *c), void *arg);
 
-/* What a card reaches: a copy within it, a large product by cuBLASLt in this format. */
-Peak bench_card_peak(Device *d, DType type);
+/* What a card reaches: a copy within it, a large product by cuBLASLt in this format; mb: of memory for
+ * both, 0: a gigabyte. */
+Peak bench_card_peak(Device *d, DType type, int mb);
 
 /* ---- for the families ----------------------------------------------------------------------------- */
 
-static inline int64_t shape_batch(const Table *t) { return t->shape->B[t->cuda]; }
+static inline int64_t shape_batch(const Table *t) { return t->batch ? t->batch : t->shape->B[t->cuda]; }
 static inline int64_t shape_rows(const Table *t) { return shape_batch(t) * t->shape->T; }
 
 /* Value i of slot k before the call; of an INDEX or MASK slot. */

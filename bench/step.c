@@ -559,7 +559,8 @@ static bool run(const Config *cfg, char *const *word, int nwords, Error *e) {
     if (!run_open(&probe, cfg, e)) return false;
     report_begin(&r, "step", cfg, probe.dev);
     const bool card = strcmp(probe.dev->name, "cpu") != 0;
-    const Peak peak = card ? bench_card_peak(probe.dev, F32) : bench_peak(probe.dev->nthreads, 0.3);
+    const Peak peak =
+        card ? bench_card_peak(probe.dev, F32, cfg->bench.mb) : bench_peak(probe.dev->nthreads, 0.3);
     run_close(&probe);
     report_set(&r, "peak_gflop_per_s", json_real(peak.gflops));
     printf("peak measured in this run: %.1f GFLOP/s of %s\n\n%-12s %5s %10s %10s %18s %9s %6s %9s\n",

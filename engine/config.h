@@ -141,9 +141,9 @@
 
 #define BENCH_OPTIONS(INT, FLOAT, BOOL, TEXT, CHOICE)                                                        \
     FLOAT(ms, 0, 0, 3600000, "least time of one row, milliseconds; 0: the benchmark's own")                  \
-    INT(mb, 0, 0, 1000000, "kernels: memory for operands; comm: the largest message; megabytes, 0: its own") \
+    INT(mb, 0, 0, 1000000, "kernels, step: memory of operands; comm: the largest message; megabytes")        \
     TEXT(json, "", "file for the results as JSON; empty: none")                                              \
-    INT(batch, 0, 0, 65536, "step, loader: examples at a time; 0: the row's own")                            \
+    INT(batch, 0, 0, 65536, "kernels, step, loader: examples at a time; 0: the row's own")                   \
     INT(text, 0, 0, 4096, "step: tokens of a question; 0: the row's own")                                    \
     INT(side, 0, 0, 16384, "step: pixels of an image's side; loader: of the patches' image; 0: the row's own")
 
