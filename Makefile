@@ -5,7 +5,8 @@ CUDA  ?= 0        # 1: also build the device for NVIDIA's graphics cards, into b
 SAN   ?= 0        # 1: address and undefined-behaviour sanitizers
 DEBUG ?= 0        # 1: -O0 -g
 MPI   ?= 0        # 1: ranks that mpirun starts talk over MPI; without, over TCP
-B     := build/$(if $(filter 1,$(CUDA)),cuda,cpu)$(if $(filter 1,$(MPI)),-mpi)$(if $(filter 1,$(SAN)),-san)$(if $(filter 1,$(DEBUG)),-debug)
+PLAIN := build/$(if $(filter 1,$(CUDA)),cuda,cpu)$(if $(filter 1,$(SAN)),-san)$(if $(filter 1,$(DEBUG)),-debug)
+B     := $(PLAIN)$(if $(filter 1,$(MPI)),-mpi)
 
 CUDA_HOME  ?= /usr/local/cuda
 CUDA_ARCHS ?= 80 90   # machine code for these compute capabilities, PTX for the last: newer cards compile that when they start
@@ -26,19 +27,19 @@ ifeq ($(filter 1,$(MPI)),1)
 ifeq ($(shell command -v mpicc),)
 $(error MPI=1: there is no mpicc (mpi.h): apt-get install libopenmpi-dev openmpi-bin)
 endif
-CPPFLAGS += -DWITH_MPI $(shell mpicc --showme:compile)
+SEES_MPI := engine/comm.c engine/comm_mpi.c tests/engine/test_mpi.c# what MPI=1 compiles otherwise, or at all; the rest is shared
 LDLIBS   += $(shell mpicc --showme:link)
 endif
 
 ENGINE := $(filter-out $(if $(filter 1,$(MPI)),,engine/comm_mpi.c) $(if $(filter 1,$(CUDA)),,engine/comm_nccl.c),$(wildcard kernels/cpu/*.c engine/*.c data/*.c modules/*.c)) $(if $(filter 1,$(CUDA)),$(wildcard kernels/cuda/*.c),kernels/nocuda.c)
 VERBS  := $(wildcard engine/verbs/*.c)
-TESTS  := $(wildcard tests/*.c tests/kernels/*.c tests/emu/*.c tests/engine/*.c tests/data/*.c tests/modules/*.c)
+TESTS  := $(filter-out $(if $(filter 1,$(MPI)),,tests/engine/test_mpi.c),$(wildcard tests/*.c tests/kernels/*.c tests/emu/*.c tests/engine/*.c tests/data/*.c tests/modules/*.c))
 EMU    := $(wildcard kernels/cuda/*.cu tests/emu/*.cu tests/emu/faults/*.cu tests/emu/*.cpp)   # CUDA kernels, compiled for the host
 BENCH  := $(wildcard bench/*.c bench/kernels/*.c)
 MAIN   := engine/main.c
 LIB    := $(filter-out $(MAIN),$(ENGINE))
 NCCL_T  := $(wildcard tests/nccl/*.c) engine/comm_nccl.c # against the stand-in headers there
-obj     = $(patsubst %.c,$(B)/%.o,$(1))
+obj     = $(foreach f,$(1),$(if $(filter $(f),$(SEES_MPI)),$(B),$(PLAIN))/$(f:.c=.o))
 NVCC    := $(CUDA_HOME)/bin/nvcc
 KERNELS :=  # objects of the .cu files
 ifeq ($(CUDA),1)
@@ -47,9 +48,9 @@ NVCCFLAGS := -std=c++17 -O3 -lineinfo -cudart shared -Xcompiler -Wall,-Wextra,-W
              -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
 CPPFLAGS  += -DWITH_CUDA -DWITH_NCCL -isystem $(CUDA_HOME)/include
 LDLIBS    += -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcublasLt -lnccl -lcudart -lstdc++
-KERNELS   := $(patsubst %.cu,$(B)/%.cu.o,$(wildcard kernels/cuda/*.cu))
+KERNELS   := $(patsubst %.cu,$(PLAIN)/%.cu.o,$(wildcard kernels/cuda/*.cu))
 endif
-emu_obj = $(addprefix $(B)/emu/,$(addsuffix .o,$(basename $(1))))
+emu_obj = $(addprefix $(PLAIN)/emu/,$(addsuffix .o,$(basename $(1))))
 
 all: $(B)/vpdistill
 
@@ -57,38 +58,43 @@ $(B)/vpdistill: $(call obj,$(LIB) $(BENCH) $(VERBS) $(MAIN)) $(KERNELS)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
-$(B)/test: $(call obj,$(LIB) $(BENCH) $(TESTS)) $(call emu_obj,$(EMU)) $(patsubst %.c,$(B)/standin/%.o,$(NCCL_T)) $(KERNELS) $(if $(KERNELS),$(B)/tests/emu/twins.cu.o)
+$(B)/test: $(call obj,$(LIB) $(BENCH) $(TESTS)) $(call emu_obj,$(EMU)) $(patsubst %.c,$(PLAIN)/standin/%.o,$(NCCL_T)) $(KERNELS) $(if $(KERNELS),$(PLAIN)/tests/emu/twins.cu.o)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 
-$(B)/%.o: %.c
+$(PLAIN)/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  CC $<"
 	@$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
 
-$(B)/%.cu.o: %.cu
+$(addprefix $(B)/,$(SEES_MPI:.c=.o)): $(B)/%.o: %.c
+	@mkdir -p $(@D)
+	@echo "  CC $< (MPI)"
+	@$(CC) $(CPPFLAGS) -DWITH_MPI $(shell mpicc --showme:compile) $(CFLAGS) -MMD -MP -c $< -o $@
+
+$(PLAIN)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	@command -v $(NVCC) >/dev/null || { echo "make CUDA=1 needs nvcc of the CUDA toolkit, $(NVCC) is missing (CUDA_HOME=FOLDER names another place)"; exit 1; }
 	@echo "  NVCC $<"
 	@$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MMD -MP -c $< -o $@
 
 # comm_nccl.c over tests/nccl/standin.c, under a name of its own.
-$(B)/standin/%.o: %.c
+$(PLAIN)/standin/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  CC $< (stand-in)"
 	@$(CC) -Itests/nccl $(CPPFLAGS) $(CFLAGS) -Dtransport_nccl=transport_nccl_standin -MMD -MP -c $< -o $@
 
 # The same kernel sources that nvcc compiles, as plain C++ for the emulated card (tests/emu/emu.h).
-$(B)/emu/%.o: %.cu
+$(PLAIN)/emu/%.o: %.cu
 	@mkdir -p $(@D)
 	@echo "  EMU $<"
 	@$(CXX) -x c++ $(CPPFLAGS) $(EMUFLAGS) $(EMUSEES) -MMD -MP -c $< -o $@
-$(B)/emu/%.o: %.cpp
+$(PLAIN)/emu/%.o: %.cpp
 	@mkdir -p $(@D)
 	@echo "  CXX $<"
 	@$(CXX) $(CPPFLAGS) $(EMUFLAGS) -MMD -MP -c $< -o $@
 
--include $(wildcard $(B)/*/*.d $(B)/*/*/*.d $(B)/*/*/*/*.d)
+-include $(foreach b,$(sort $(PLAIN) $(B)),$(wildcard $(b)/*/*.d $(b)/*/*/*.d $(b)/*/*/*/*.d))
 
 # ---- the two commands of the README --------------------------------------------------------------------
 
@@ -107,10 +113,14 @@ test: deps
 	@$(MAKE) --no-print-directory $(B)/vpdistill $(B)/test
 	@OMP_WAIT_POLICY=PASSIVE VPDISTILL=$(B)/vpdistill $(B)/test
 
-# 2 and 4 ranks over MPI, and over TCP what `make test` runs too.
+# What tests ask of 1, 2 and 4 ranks, over MPI and started by mpirun.
 mpi-test:
-	@$(MAKE) --no-print-directory MPI=1 build/cpu-mpi/vpdistill build/cpu-mpi/test
-	@OMP_WAIT_POLICY=PASSIVE VPDISTILL=build/cpu-mpi/vpdistill build/cpu-mpi/test comm
+	@$(MAKE) --no-print-directory MPI=1 $(PLAIN)-mpi/vpdistill $(PLAIN)-mpi/test
+	@OMP_WAIT_POLICY=PASSIVE VPDISTILL=$(PLAIN)-mpi/vpdistill $(PLAIN)-mpi/test mpi_
+
+# 20 times each: a rank is killed, a rank is stopped, at a random step (tests/engine/test_lost.c).
+ranks-soak: $(B)/vpdistill $(B)/test
+	@VPDISTILL_SOAK=20 OMP_WAIT_POLICY=PASSIVE VPDISTILL=$(B)/vpdistill $(B)/test lost
 
 # The demo's models from nothing but the seed: about an hour and a half on 2 cores.
 P := build/pretrain
@@ -132,4 +142,4 @@ demo: deps
 
 include bench/bench.mk tests/fuzz/fuzz.mk tests/cuda/cuda.mk tests/parity/parity.mk
 
-.PHONY: all deps test mpi-test demo pretrained
+.PHONY: all deps test mpi-test ranks-soak demo pretrained

@@ -143,20 +143,40 @@ const char *vpdistill(void) {
     return NULL;
 }
 
+enum { MOST_WORDS = 80 };
+
+/* The line's words into argv[n] and on, with NULL at the end. Returns how many there are then. */
+static int split(char **argv, int n, const char *line) {
+    for (char *word = strtok(xstrdup(line), " "); word && n < MOST_WORDS - 1; word = strtok(NULL, " ")) argv[n++] = word;
+    argv[n] = NULL;
+    return n;
+}
+
 void command_start(Child *c, const char *dir, void (*setup)(void), const char *line) {
     const char *exe = vpdistill();
     CHECK(exe, "no vpdistill"); /* the test asked before */
     int fd[2];
     start(c, fd);
     if (c->pid) return;
-    char *copy = xstrdup(line), *argv[64] = {(char *)"vpdistill"};
-    int n = 1;
-    for (char *word = strtok(copy, " "); word && n < COUNT_OF(argv) - 1; word = strtok(NULL, " "))
-        argv[n++] = word;
+    char *argv[MOST_WORDS] = {(char *)"vpdistill"};
+    split(argv, 1, line);
     setenv("OMP_WAIT_POLICY", "PASSIVE", 1); /* two processes may run at once */
     if (dir && chdir(dir)) _exit(120);
     if (setup) setup();
     execv(exe, argv);
+    _exit(121);
+}
+
+void mpirun_start(Child *c, int ranks, const char *exe, const char *line) {
+    int fd[2];
+    start(c, fd);
+    if (c->pid) return;
+    char *argv[MOST_WORDS], *copy;
+    /* More ranks than cores, as whoever the tests run as, each free to use any core: they share them with each other. */
+    CHECK(asprintf(&copy, "mpirun --allow-run-as-root --oversubscribe --bind-to none -n %d %s", ranks, exe) > 0, "asprintf");
+    split(argv, split(argv, 0, copy), line);
+    setenv("OMP_WAIT_POLICY", "PASSIVE", 1);
+    execvp(argv[0], argv);
     _exit(121);
 }
 

@@ -30,6 +30,8 @@ bool same_folders(const char *a, const char *b, char *why, size_t size);
 const char *vpdistill(void);
 /* Starts vpdistill in folder `dir` (NULL: here); `line` is split at spaces. setup (may be NULL) runs in the child first. */
 void command_start(Child *c, const char *dir, void (*setup)(void), const char *line);
+/* Starts n processes of program `exe` by mpirun, which are ranks of one run. */
+void mpirun_start(Child *c, int n, const char *exe, const char *line);
 /* Waits for its end and reads what it said. */
 int command_wait(Child *c);
 /* Both. */
