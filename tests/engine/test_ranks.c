@@ -121,6 +121,34 @@ TEST(ranks_bits_of_distill) {
     if (vpdistill()) bits_of_distill();
 }
 
+static bool same_bytes(const char *a, const char *b, const char *file) {
+    char path[2][600], *text[2] = {NULL};
+    size_t n[2];
+    Error e = {0};
+    bool same = true;
+    for (int i = 0; i < 2; i++) {
+        snprintf(path[i], sizeof path[i], "%s/checkpoint-000004/%s", i ? b : a, file);
+        same &= file_read(path[i], &text[i], &n[i], (size_t)1 << 30, &e);
+    }
+    same = same && n[0] == n[1] && !memcmp(text[0], text[1], n[0]);
+    free(text[0]);
+    free(text[1]);
+    return same;
+}
+
+/* A rank's share of the moments gives the same weights as all of them, to the bit, whatever the order of the sums before. */
+TEST(ranks_sharded_optimizer) {
+    static const char *const files[] = {"loc/model.safetensors", "loc.moments.safetensors"};
+    if (!vpdistill()) return;
+    for (int n = 2; n <= 4; n++) {
+        char out[3][300];
+        outs(out, "shard");
+        for (int i = 0; i < 2; i++)
+            run_ranks(n, train_line(out[i], 4, i ? "run.shard_optimizer=true train.module=loc" : "run.shard_optimizer=false train.module=loc"));
+        for (int i = 0; i < COUNT_OF(files); i++) EXPECT(same_bytes(out[0], out[1], files[i]), "%d ranks: %s differs", n, files[i]);
+    }
+}
+
 /* ---- going on ------------------------------------------------------------------------------------- */
 
 /* A third of the steps by two ranks, the next by one, the last by four: the same as by one, to the bit. */
