@@ -397,6 +397,7 @@ static int ask_pairs(StepAsk **ask, const StepCall *c, const int *object, int n,
 /* The n objects of b with these indices. classes: what they are now said to be; NULL: as before. */
 static Value objects_of(Arena *a, const Boxes *b, const int *index, int n, const BoxClass *classes) {
     Boxes *to = boxes_new(a, n, b->of);
+    to->exact = b->exact;
     to->category = b->category;
     BoxClass *said = classes || b->classes ? arena_alloc(a, (size_t)n * sizeof *said) : NULL;
     for (int i = 0; i < n; i++) {

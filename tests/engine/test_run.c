@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <jansson.h>
 #include <limits.h>
+#include <math.h>
 #include <unistd.h>
 
 static char vqa[PATH_MAX], loc[PATH_MAX], image[2][PATH_MAX]; /* fresh random students, two scenes */
@@ -330,6 +331,46 @@ TEST(run_makes_images) {
     EXPECT(status == FAIL_MODEL && strstr(c.text, "image 192 x 144 (--images PREFIX writes it to a file)\n"), "status %d: %s", status, c.text);
     status = command(&c, NULL, "run --image %s --program %s --vqa %s --lists %s --images no/such/folder/x", image[0], programs, vqa, lists);
     EXPECT(status == FAIL_DISK && strstr(c.text, "no/such/folder/x-1.png"), "status %d: %s", status, c.text);
+}
+
+/* CLASSIFY's class and score are what the CLIP module says when it is asked directly; SELECT takes what fits best. */
+TEST(run_asks_clip) {
+    if (!ready()) return;
+    static const char *const texts[] = {"cup", "box", "a ball"};
+    const char *const folder = "tests/golden/tiny-clip";
+    Rig r;
+    rig_open(&r);
+    rig_begin(&r, false);
+    Error e = {0};
+    Module *m = module_open_for("CLIP", folder, r.dev, MODULE_FROZEN, &e);
+    char *data, want[200];
+    size_t size;
+    ImageView v;
+    CHECK(m && file_read(image[1], &data, &size, 1 << 24, &e) && jpeg_decode(&r.host, data, size, 0, &v, NULL, NULL, &e), "%s", e.text);
+    free(data);
+    Ask ask[3];
+    for (int k = 0; k < 3; k++) ask[k] = (Ask){v, 1, {0, 0, v.w / 2, v.h - 1}, texts[k]}; /* LEFT, whose last row is lost */
+    Outputs o;
+    module_begin(m);
+    module_forward(m, &r.ctx, ask, 3, &o);
+    const float *cosine = to_host(&r.ctx, o.logits);
+    const int best = argmax(cosine, 3);
+    const double score = nearbyint(1000 * (double)cosine[best]) / 10;
+    if (score > 0) snprintf(want, sizeof want, "1 object: [0, 0, %d, %d] %s(%.1f)\n", v.w / 2, v.h, texts[best], score);
+    else snprintf(want, sizeof want, "0 objects\n");
+    snprintf(want + strlen(want), sizeof want - strlen(want), "3 objects: ");
+    module_close(m);
+    rig_close(&r);
+    Child c;
+    char json[PATH_MAX];
+    snprintf(json, sizeof json, "%s", file_of("clip.jsonl"));
+    const int status = command(&c, NULL, "run --image %s --program %s --clip %s --json %s", image[1],
+                               write_text("clip.txt", "B=LOC(image=IMAGE,object='LEFT')\nO=CLASSIFY(image=IMAGE,object=B,categories=['cup','box','a ball'])\nR=RESULT(var=O)\n\n"
+                                                      "B=LOC(image=IMAGE,object='LEFT')\nO=SELECT(image=IMAGE,object=B,query='cup,box,tree')\nR=RESULT(var=O)\n"),
+                               folder, json);
+    EXPECT(status == 0 && !strncmp(c.text, want, strlen(want)), "status %d: %swanted: %s", status, c.text, want);
+    EXPECT(file_read(json, &data, &size, 1 << 24, &e) && strstr(data, "\"module\":\"CLIP\",\"questions\":3"), "%s", data ? data : e.text);
+    free(data);
 }
 
 TEST(run_lists) {
