@@ -540,7 +540,13 @@ bool html_close(Html *h, Error *e) {
     if (h->nprograms > 1) { /* above the programs by its CSS order: only now is it known */
         fprintf(h->f, "<nav><details%s><summary>%" PRId64 " programs", h->nprograms <= 24 ? " open" : "", h->nprograms);
         if (h->nfailed) fprintf(h->f, ", %" PRId64 " failed", h->nfailed);
-        fputs("</summary><ol>\n", h->f);
+        fputs("</summary>", h->f);
+        if (*h->summary) {
+            fputs("<div class=\"dim small\">", h->f);
+            put(h->f, h->summary);
+            fputs("</div>", h->f);
+        }
+        fputs("<ol>\n", h->f);
         fwrite(h->index, 1, h->index_size, h->f);
         fputs("</ol></details></nav>\n", h->f);
     }

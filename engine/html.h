@@ -55,6 +55,7 @@ typedef struct Html {
     size_t index_size;
     FILE *index_file;
     int64_t nprograms, nfailed;
+    char summary[256];           /* told above the list of programs; the caller may write it until html_close */
     bool failed;                 /* an image could not be written: `why` */
     Error why;
 } Html;

@@ -19,12 +19,16 @@
 
 enum { CHUNK = 128, PAIRS = 4096, FILE_LIMIT = 64 << 20, IMAGE_LIMIT = 256 << 20, RESULT_TEXT = 1024 };
 
+/* What programs may be given, in the order of their slots. */
+enum { IMAGES = 3 };
+static const char *const image_names[IMAGES] = {"IMAGE", "LEFT", "RIGHT"};
+
 /* Who is asked: networks, and at the end the file of lists. */
 enum { NETWORKS = 3, LISTS = NETWORKS, ASKED };
 static const char *const asked_names[ASKED] = {"VQA", "LOC", "CLIP", "LIST"}, *const asked_options[ASKED] = {"vqa", "loc", "clip", "lists"};
 
 typedef struct Options {
-    const char *image[2]; /* IMAGE, or LEFT and RIGHT */
+    const char *image[IMAGES]; /* files; NULL: not given */
     const char *asked[ASKED]; /* a folder, or the file of lists; "": not given */
     const char *program, *trace, *json, *images;
     bool strict;
@@ -37,10 +41,10 @@ typedef struct Runner {
     Options o;
     Run run;
     Dialect dialect;
-    AnswerStyle style;
     Arena pixels;
-    ImageView view[2];
-    uint64_t id[2];
+    ImageView view[IMAGES]; /* of those given; the dialect has their names */
+    uint64_t id[IMAGES];
+    const char *file[IMAGES], *input[IMAGES];
     int nimages;
     const char *name;   /* of the file, for messages */
     char *text;
@@ -57,7 +61,7 @@ typedef struct Runner {
     const float *logits;       /* and these */
     Html html;
     FILE *json;
-    int64_t failed;
+    int64_t failed, steps, waves; /* steps that asked a module */
     Status status;      /* of the first program that failed */
 } Runner;
 
@@ -65,7 +69,7 @@ typedef struct Runner {
 
 static bool read_options(Options *o, const Args *a, Error *e) {
     const struct { const char *name; const char **to; } rows[] = {
-        {"--image", &o->image[0]}, {"--left", &o->image[0]}, {"--right", &o->image[1]}, {"--program", &o->program}, {"--vqa", &o->asked[0]}, {"--loc", &o->asked[1]},
+        {"--image", &o->image[0]}, {"--left", &o->image[1]}, {"--right", &o->image[2]}, {"--program", &o->program}, {"--vqa", &o->asked[0]}, {"--loc", &o->asked[1]},
         {"--clip", &o->asked[2]},  {"--lists", &o->asked[LISTS]}, {"--trace", &o->trace}, {"--json", &o->json},     {"--images", &o->images},
     };
     const char *names[COUNT_OF(rows) + 1];
@@ -91,8 +95,8 @@ static bool read_options(Options *o, const Args *a, Error *e) {
         seen[k] = true;
         *rows[k].to = a->word[++i];
     }
-    if (seen[0] ? seen[1] || seen[2] : !seen[1] || !seen[2])
-        return fail_as(e, FAIL_USAGE, "name the image: --image photo.jpg (IMAGE), or --left a.jpg --right b.jpg (LEFT, RIGHT)");
+    if ((!seen[0] && !seen[1]) || seen[1] != seen[2])
+        return fail_as(e, FAIL_USAGE, "name the image: --image photo.jpg (IMAGE), or --left a.jpg --right b.jpg (LEFT, RIGHT), or all three");
     if (!o->program) return fail_as(e, FAIL_USAGE, "name the file of programs: --program FILE (- is the standard input)");
     return true;
 }
@@ -161,10 +165,9 @@ static bool read_programs(Runner *r, Error *e) {
 }
 
 static bool read_images(Runner *r, Error *e) {
-    r->nimages = r->o.image[1] ? 2 : 1;
     arena_open(&r->pixels, "pixels", NULL, ((size_t)r->nimages * 3 * JPEG_MAX_PIXELS) + (1 << 20));
     for (int i = 0; i < r->nimages; i++) {
-        const char *path = r->o.image[i];
+        const char *path = r->file[i];
         char *data;
         size_t size;
         int warnings = 0;
@@ -254,6 +257,14 @@ static void fail_program(Runner *r, Item *p, const Error *e) {
     if (!r->failed++) r->status = e->status && e->status != FAIL_OTHER ? e->status : FAIL_DATA;
 }
 
+/* A program about a pair says True or False of a statement (NLVR2), one about an image answers yes or no (GQA). */
+static AnswerStyle style_of(const Program *p) {
+    bool pair = p->ninputs == 2;
+    for (int i = 0; i < p->nsteps && p->ninputs == IMAGES; i++)
+        for (int k = 0; k < p->steps[i].nreads; k++) pair |= p->steps[i].reads[k] == 1 || p->steps[i].reads[k] == 2;
+    return pair ? ANSWER_TRUE_FALSE : ANSWER_YES_NO;
+}
+
 /* "1 box: [0, 0, 96, 144] 0.312"; objects have what CLASSIFY said instead of LOC's score. */
 static void boxes_text(char out[RESULT_TEXT], const Value *v, bool strict) {
     const Boxes *b = v->boxes;
@@ -278,7 +289,7 @@ static bool result_text(Runner *r, Item *p, Error *e) {
         snprintf(out, RESULT_TEXT, "crop [%d, %d, %d, %d] of %s", c.x0, c.y0, c.x1, c.y1, p->prog.names[v->image.id]);
     } else if (v->kind == VAL_BOXES || v->kind == VAL_OBJECTS) {
         boxes_text(out, v, r->o.strict);
-    } else if (!answer_text(out, RESULT_TEXT, v, r->style, e)) {
+    } else if (!answer_text(out, RESULT_TEXT, v, style_of(&p->prog), e)) {
         return false;
     }
     for (char *s = out; *s; s++)
@@ -337,11 +348,13 @@ static void run_chunk(Runner *r, Item *p, const Passage *block, int n) {
         job[njobs++] = p[i].job;
     }
     sched_run(&r->sched, &r->run.ctx, job, njobs, a);
+    r->waves += r->sched.waves;
     for (int64_t k = 0; k < r->sched.nrecords; k++) {
         const StepRecord *rec = &r->sched.record[k];
         StepView *s = &p[of[rec->job]].step[rec->step];
         s->nasked++;
         if (s->asked) continue;
+        r->steps++;
         s->asked = &r->sched.question[rec->question];
         add_probs(r, s);
     }
@@ -445,9 +458,8 @@ static bool open_outputs(Runner *r, Error *e) {
     const Options *o = &r->o;
     if (o->json && !(r->json = fopen(o->json, "we"))) return fail_as(e, FAIL_DISK, "%s: cannot write: %s", o->json, strerror(errno));
     if (!o->trace) return true;
-    static const char *const names[2][2] = {{"IMAGE"}, {"LEFT", "RIGHT"}};
-    HtmlImage image[2];
-    for (int i = 0; i < r->nimages; i++) image[i] = (HtmlImage){names[r->nimages - 1][i], o->image[i], r->view[i], r->id[i]};
+    HtmlImage image[IMAGES];
+    for (int i = 0; i < r->nimages; i++) image[i] = (HtmlImage){r->input[i], r->file[i], r->view[i], r->id[i]};
     char note[ASKED + 1][640];
     const char *notes[ASKED + 1];
     int n = 0;
@@ -456,6 +468,15 @@ static bool open_outputs(Runner *r, Error *e) {
         if (k == LISTS ? !!r->lists.lists : !!r->module[k]) snprintf(note[n++], sizeof note[0], "%s: %s", asked_names[k], r->o.asked[k]);
     if (o->strict) snprintf(note[n++], sizeof note[0], "strict dialect: half-open boxes, crops as written");
     return html_open(&r->html, o->trace, image, r->nimages, notes, n, e);
+}
+
+/* "84 steps asked modules in 6 waves: VQA 31 questions in 2 batches, ..." */
+static void tell_batches(Runner *r) {
+    int at = snprintf(r->html.summary, sizeof r->html.summary, "%" PRId64 " steps asked modules, in %" PRId64 " waves", r->steps, r->waves);
+    for (int k = 0; k < NETWORKS; k++)
+        if (r->module[k])
+            at += snprintf(r->html.summary + at, sizeof r->html.summary - (size_t)at, "%s %s %" PRId64 " questions in %" PRId64 " batches", at && strchr(r->html.summary, ':') ? "," : ":",
+                           asked_names[k], r->module[k]->asks, r->module[k]->forwards);
 }
 
 static bool close_json(Runner *r, Error *e) {
@@ -514,18 +535,22 @@ static Status run(Args *a, Error *e) {
     Runner *r = xcalloc(1, sizeof *r);
     bool ok = read_options(&r->o, a, e);
     if (ok) {
-        r->dialect = r->o.image[1] ? dialect_nlvr : dialect_gqa;
-        r->dialect.strict = r->o.strict;
-        r->style = r->o.image[1] ? ANSWER_TRUE_FALSE : ANSWER_YES_NO;
+        for (int i = 0; i < IMAGES; i++) {
+            if (!r->o.image[i]) continue;
+            r->file[r->nimages] = r->o.image[i];
+            r->input[r->nimages++] = image_names[i];
+        }
+        r->dialect = (Dialect){.kinds = step_kinds, .nkinds = nstep_kinds, .inputs = r->input, .ninputs = r->nimages, .strict = r->o.strict};
         ok = run_open(&r->run, &a->cfg, e) && read_programs(r, e) && read_images(r, e) && open_modules(r, e) && open_outputs(r, e) && run_all(r, e);
         Error *left = ok ? e : NULL; /* the first sentence stays */
+        tell_batches(r);
         ok = html_close(&r->html, left) && ok;
         ok = close_json(r, ok ? e : NULL) && ok;
         if (ok && r->failed) ok = fail_as(e, r->status, "%" PRId64 " of %" PRId64 " programs failed", r->failed, r->nblocks);
         sched_close(&r->sched);
         for (int k = 0; k < NETWORKS; k++) module_close(r->module[k]);
         lists_close(&r->lists);
-        if (r->nimages) arena_close(&r->pixels);
+        arena_close(&r->pixels);
         run_close(&r->run);
         free(r->text);
         free(r->block);
@@ -536,10 +561,10 @@ static Status run(Args *a, Error *e) {
 
 const Verb verb_run = {
     .name = "run",
-    .usage = "--image photo.jpg | --left a.jpg --right b.jpg  --program FILE [--option ...] [config.yaml] [section.key=value ...]",
+    .usage = "[--image photo.jpg] [--left a.jpg --right b.jpg] --program FILE [--option ...] [config.yaml] [section.key=value ...]",
     .summary = "runs a program, or a file of programs, on an image and shows each step",
     .help = "  --image FILE            the image that programs call IMAGE\n"
-            "  --left FILE --right FILE   a pair: LEFT and RIGHT\n"
+            "  --left FILE --right FILE   a pair: LEFT and RIGHT; programs on them say True or False, others yes or no\n"
             "  --program FILE          programs, with empty lines between them; - is the standard input. A comment (#) before a\n"
             "                          program's first step is taken for its question\n"
             "  --vqa FOLDER, --loc FOLDER, --clip FOLDER  the modules; model.vqa, model.loc, model.clip when not given\n"

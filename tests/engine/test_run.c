@@ -192,6 +192,23 @@ TEST(run_pairs_and_stdin) {
            status, c.text);
 }
 
+/* Programs on an image and on a pair in one run; each kind says yes in its own way. */
+TEST(run_image_and_pair) {
+    if (!ready()) return;
+    Child c;
+    char programs[PATH_MAX], html[PATH_MAX], *page = NULL;
+    snprintf(programs, sizeof programs, "%s",
+             write_text("both.txt", "A=EVAL(expr='1 < 2')\nB=VQA(image=IMAGE,question='q')\nR=RESULT(var=A)\n\nB=VQA(image=RIGHT,question='q')\nA=EVAL(expr='1 < 2')\nR=RESULT(var=A)\n\n"
+                                    "B=VQA(image=LEFT,question='q')\nA=EVAL(expr='2 < 1')\nR=RESULT(var=A)\n\nR=RESULT(var=LEFT)\n"));
+    snprintf(html, sizeof html, "%s", file_of("both.html"));
+    const int status = command(&c, NULL, "run --left %s --right %s --image %s --program %s --vqa %s --trace %s", image[0], image[1], image[1], programs, vqa, html);
+    EXPECT(status == 0 && !strcmp(c.text, "yes\nTrue\nFalse\ncrop [0, 0, 192, 144] of LEFT\n"), "status %d: %s", status, c.text);
+    size_t size;
+    Error e = {0};
+    EXPECT(file_read(html, &page, &size, 1 << 24, &e) && strstr(page, "3 steps asked modules, in 1 waves: VQA 3 questions in 1 batches"), "%s", e.text);
+    free(page);
+}
+
 TEST(run_ends_with_the_documented_status) {
     if (!ready()) return;
     Child c;
@@ -205,6 +222,7 @@ TEST(run_ends_with_the_documented_status) {
     } cases[] = {
         {FAIL_USAGE, "name the image", "run"},
         {FAIL_USAGE, "name the image", "run --left a.jpg --program x"},
+        {FAIL_USAGE, "name the image", "run --image a.jpg --right b.jpg --program x"},
         {FAIL_USAGE, "name the file of programs", "run --image a.jpg"},
         {FAIL_USAGE, "did you mean --image", "run --imgae a.jpg"},
         {FAIL_USAGE, "wants a value", "run --image"},
