@@ -139,11 +139,11 @@ static int by_yes(const void *x, const void *y) {
 }
 
 /* Candidates on one object are led by the one the teacher likes best; leaders go to the front. */
-static void find_leaders(Label *l) {
+static void find_leaders(Label *l, Arena *a) {
     Candidate sorted[MAX_CANDIDATES], follower[MAX_CANDIDATES];
     int n = l->ncandidates, nfollowers = 0;
     memcpy(sorted, l->candidate, (size_t)n * sizeof *sorted);
-    qsort(sorted, (size_t)n, sizeof *sorted, by_yes);
+    arena_sort(a, sorted, n, sizeof *sorted, by_yes);
     l->nleaders = 0;
     for (int i = 0; i < n; i++) {
         int lead = -1;
@@ -408,7 +408,7 @@ static void label_loc(GuidedAnswerer *g, Ctx *c, const Ask *asked, int64_t n, An
     verify(t, c, ask, all, list, of, label, a);
     for (int64_t i = 0; i < all; i++) {
         Label *l = label[i];
-        find_leaders(l);
+        find_leaders(l, a);
         for (int k = 0; k < l->nleaders; k++)
             l->confidence = MIN(l->confidence, MAX(l->candidate[k].yes, 1 - l->candidate[k].yes));
         l->teacher = verified_boxes(l, -1, ask[i].rect, a);
