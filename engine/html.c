@@ -540,13 +540,12 @@ bool html_close(Html *h, Error *e) {
     if (h->nprograms > 1) { /* above the programs by its CSS order: only now is it known */
         fprintf(h->f, "<nav><details%s><summary>%" PRId64 " programs", h->nprograms <= 24 ? " open" : "", h->nprograms);
         if (h->nfailed) fprintf(h->f, ", %" PRId64 " failed", h->nfailed);
-        fputs("</summary>", h->f);
         if (*h->summary) {
-            fputs("<div class=\"dim small\">", h->f);
+            fputs(" <span class=\"dim small\">· ", h->f);
             put(h->f, h->summary);
-            fputs("</div>", h->f);
+            fputs("</span>", h->f);
         }
-        fputs("<ol>\n", h->f);
+        fputs("</summary><ol>\n", h->f);
         fwrite(h->index, 1, h->index_size, h->f);
         fputs("</ol></details></nav>\n", h->f);
     }
