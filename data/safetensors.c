@@ -7,6 +7,8 @@
  */
 #include "data/safetensors.h"
 
+#include <jansson.h>
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -477,7 +479,64 @@ bool st_open(SafeTensors *st, const char *path, Error *e) {
     return false;
 }
 
+/* Opens shard `file` of the index at `path`, unless it is open already. */
+static SafeTensors *open_shard(SafeTensors *st, const char *path, const char *file, Error *e) {
+    char full[4096];
+    const char *slash = strrchr(path, '/');
+    snprintf(full, sizeof full, "%.*s%s", slash ? (int)(slash + 1 - path) : 0, path, file);
+    for (int i = 0; i < st->nshards; i++)
+        if (!strcmp(st->shard[i].path, full)) return &st->shard[i];
+    if (strchr(file, '/') || strlen(path) + strlen(file) >= sizeof full) {
+        fail_as(e, FAIL_MODEL, "%s: \"%.200s\" is not the name of a file in the same folder", path, file);
+        return NULL;
+    }
+    st->shard = xrealloc(st->shard, (size_t)st->nshards + 1, sizeof *st->shard);
+    if (!st_open(&st->shard[st->nshards], full, e)) return NULL;
+    return &st->shard[st->nshards++];
+}
+
+static bool read_index(SafeTensors *st, const char *path, json_t *map, Error *e) {
+    const char *name;
+    json_t *file;
+    int64_t there = 0;
+    if (!json_is_object(map)) return fail_as(e, FAIL_MODEL, "%s: no \"weight_map\" of tensors to files", path);
+    st->tensors = xcalloc(json_object_size(map) + 1, sizeof *st->tensors);
+    json_object_foreach(map, name, file) {
+        if (!json_is_string(file)) return fail_as(e, FAIL_MODEL, "%s: the file of tensor \"%.200s\" is not a string", path, name);
+        const SafeTensors *shard = open_shard(st, path, json_string_value(file), e);
+        if (!shard) return false;
+        const StTensor *t = st_find(shard, name);
+        if (!t) return fail_as(e, FAIL_MODEL, "%s has no tensor %.200s, which %s promises", shard->path, name, path);
+        st->tensors[st->ntensors++] = *t;
+    }
+    for (int i = 0; i < st->nshards; i++) there += st->shard[i].ntensors;
+    if (there != st->ntensors)
+        return fail_as(e, FAIL_MODEL, "%s: the index has %d tensors, its %d files %" PRId64, path, st->ntensors, st->nshards, there);
+    if (st->ntensors) qsort(st->tensors, (size_t)st->ntensors, sizeof *st->tensors, by_name);
+    return true;
+}
+
+bool st_open_index(SafeTensors *st, const char *path, Error *e) {
+    *st = (SafeTensors){0};
+    char *data;
+    size_t size;
+    json_error_t why;
+    if (!file_read(path, &data, &size, ST_MAX_HEADER, e)) {
+        if (e) e->status = FAIL_MODEL;
+        return false;
+    }
+    json_t *root = json_loadb(data, size, JSON_REJECT_DUPLICATES, &why);
+    free(data);
+    st->path = xstrdup(path);
+    bool ok = root ? read_index(st, path, json_object_get(root, "weight_map"), e) : fail_as(e, FAIL_MODEL, "%s:%d: %s", path, why.line, why.text);
+    json_decref(root);
+    if (!ok) st_close(st);
+    return ok;
+}
+
 void st_close(SafeTensors *st) {
+    for (int i = 0; i < st->nshards; i++) st_close(&st->shard[i]);
+    free(st->shard);
     if (st->mapped) munmap((void *)st->base, st->size);
     free(st->tensors);
     free(st->metadata);
@@ -490,6 +549,18 @@ const StTensor *st_find(const SafeTensors *st, const char *name) {
     if (!st->ntensors) return NULL;
     StTensor key = {.name = name};
     return bsearch(&key, st->tensors, (size_t)st->ntensors, sizeof *st->tensors, by_name);
+}
+
+void st_remove(SafeTensors *st, const char *name) {
+    StTensor *t = (StTensor *)st_find(st, name);
+    if (t) memmove(t, t + 1, (size_t)(st->tensors + --st->ntensors - t) * sizeof *t);
+}
+
+void st_rename(SafeTensors *st, const char *name, const char *to) {
+    CHECK(!st_find(st, to), "%s: two tensors named %s", st->path, to);
+    StTensor *t = (StTensor *)st_find(st, name);
+    if (t) t->name = to;
+    qsort(st->tensors, (size_t)st->ntensors, sizeof *st->tensors, by_name);
 }
 
 const char *st_metadata(const SafeTensors *st, const char *key) {

@@ -6,7 +6,7 @@
  * a zero byte in a name, white space before the '{', more than ST_MAX_DIMS dimensions or one above 2^63 - 1,
  * and a tensor described by an array instead of an object. All of them are errors here.
  *
- * Sharded models (model.safetensors.index.json) are several such files: the caller opens each.
+ * A sharded model is several such files and an index that says which tensor is where: st_open_index makes them one.
  */
 #pragma once
 #include "engine/base.h"
@@ -46,6 +46,8 @@ typedef struct SafeTensors {
     const uint8_t *base; /* the whole file */
     size_t size;
     bool mapped;
+    struct SafeTensors *shard; /* of an index: the files, which own everything */
+    int nshards;
 } SafeTensors;
 
 /* Opens and checks the whole header; tensor bytes are paged in when read. On failure *st is empty and e
@@ -54,11 +56,17 @@ typedef struct SafeTensors {
 bool st_open(SafeTensors *st, const char *path, Error *e);
 /* The same over `size` bytes at `data`, borrowed until st_close; `path` is only for messages. */
 bool st_open_memory(SafeTensors *st, const void *data, size_t size, const char *path, Error *e);
+/* Opens the files that an index (model.safetensors.index.json) names, in its folder, as if they were one. The index must know
+ * every tensor of each file, and each must be where it says. */
+bool st_open_index(SafeTensors *st, const char *path, Error *e);
 void st_close(SafeTensors *st); /* also right for one that is all zero */
 
 /* NULL when there is none. Logarithmic time. */
 const StTensor *st_find(const SafeTensors *st, const char *name);
 const char *st_metadata(const SafeTensors *st, const char *key);
+/* Takes a tensor out of the list, or gives it another name (which no other has; borrowed): in memory only. */
+void st_remove(SafeTensors *st, const char *name);
+void st_rename(SafeTensors *st, const char *name, const char *to);
 int64_t st_numel(const StTensor *t);
 const char *st_dtype_name(StDType t);
 size_t st_dtype_bits(StDType t);

@@ -306,3 +306,49 @@ TEST(safetensors_to_f32) {
     const StTensor t = {"q", ST_F8_E4M3, 1, {1}, odd, 1};
     EXPECT(!st_to_f32(out, &t, &e) && strstr(e.text, "F8_E4M3"), "%s", e.text);
 }
+
+/* ---- several files -------------------------------------------------------------------------------- */
+
+static const char *scratch(const char *name) {
+    static char path[4][700];
+    static int next;
+    char *p = path[next++ % 4];
+    path_join(p, sizeof path[0], test_dir(), name, NULL);
+    return p;
+}
+
+/* Three tensors in two files, found by name as if in one; and what an index can get wrong. */
+TEST(safetensors_index) {
+    static const float a[] = {1, 2}, b[] = {3}, c[] = {4, 5, 6};
+    const StTensor one[] = {{.name = "b", .dtype = ST_F32, .ndim = 1, .shape = {1}, .data = b, .bytes = sizeof b},
+                            {.name = "z.a", .dtype = ST_F32, .ndim = 2, .shape = {1, 2}, .data = a, .bytes = sizeof a}};
+    const StTensor two[] = {{.name = "c", .dtype = ST_F32, .ndim = 1, .shape = {3}, .data = c, .bytes = sizeof c}};
+    static const struct { const char *index, *want; } cases[] = {
+        {"{\"metadata\": {}, \"weight_map\": {\"c\": \"two.st\", \"z.a\": \"one.st\", \"b\": \"one.st\"}}", NULL},
+        {"{\"weight_map\": {\"c\": \"two.st\", \"b\": \"one.st\"}}", "the index has 2 tensors, its 2 files 3"},
+        {"{\"weight_map\": {\"c\": \"one.st\", \"b\": \"one.st\"}}", "has no tensor c"},
+        {"{\"weight_map\": {\"c\": \"../two.st\"}}", "not the name of a file in the same folder"},
+        {"{\"weight_map\": {\"c\": \"three.st\"}}", "three.st: No such file"},
+        {"{\"weight_map\": {\"c\": 3}}", "the file of tensor \"c\" is not a string"},
+        {"{\"weights\": {}}", "no \"weight_map\""},
+        {"{\"weight_map\": ", "index.json:1"},
+    };
+    Error e = {0};
+    EXPECT(st_write(scratch("one.st"), one, 2, NULL, 0, &e) && st_write(scratch("two.st"), two, 1, NULL, 0, &e), "%s", e.text);
+    const char *index = scratch("index.json");
+    for (int k = 0; k < COUNT_OF(cases); k++) {
+        SafeTensors st;
+        EXPECT(file_write_atomic(index, cases[k].index, strlen(cases[k].index), &e), "%s", e.text);
+        e = (Error){0};
+        const bool ok = st_open_index(&st, index, &e);
+        EXPECT(ok == !cases[k].want && (ok || (strstr(e.text, cases[k].want) && e.status == FAIL_MODEL)), "case %d: %s", k, e.text);
+        if (!ok) continue;
+        EXPECT(st.ntensors == 3 && st.nshards == 2, "%d tensors, %d files", st.ntensors, st.nshards);
+        const StTensor *t = st_find(&st, "z.a");
+        EXPECT(t && t->ndim == 2 && !memcmp(t->data, a, sizeof a) && !memcmp(st_find(&st, "c")->data, c, sizeof c), "other values");
+        st_rename(&st, "z.a", "a");
+        st_remove(&st, "c");
+        EXPECT(st.ntensors == 2 && st_find(&st, "a") && st_find(&st, "b") && !st_find(&st, "z.a") && !st_find(&st, "c"), "%d tensors", st.ntensors);
+        st_close(&st);
+    }
+}
