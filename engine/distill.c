@@ -219,6 +219,16 @@ double distill_vqa_loss(Ctx *c, const Outputs *out, const Lesson *const *lesson,
         wsoft[i] = (float)(cfg->distill.soft / (double)total);
         whard[i] = (float)(cfg->distill.hard / (double)total);
     }
+    if (m->type->answer_loss) { /* it learns answers word by word: the two targets are one distribution */
+        float *both = ARENA_NEW(c->host, float, n *V), *weight = ARENA_NEW(c->host, float, n);
+        for (int64_t i = 0; i < n; i++) {
+            if (!lesson[i]) continue;
+            weight[i] = wsoft[i] + whard[i];
+            for (int64_t v = 0; v < V && weight[i] > 0; v++)
+                both[i * V + v] = (wsoft[i] * lesson[i]->p[v] + (v == label[i]) * whard[i]) / weight[i];
+        }
+        return m->type->answer_loss((Module *)m, c, out, both, weight);
+    }
     if (!multi)
         return loss_value(c, op_kl_loss(c, out->logits, soft, wsoft, (float)cfg->distill.temperature)) +
                loss_value(c, op_ce_loss(c, out->logits, label, whard, 0));

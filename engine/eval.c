@@ -221,11 +221,9 @@ bool eval_end_to_end(Run *r, Module *vqa, const Dataset *d, const EvalConfig *cf
         if (!n) continue;
         Outputs o;
         module_forward(vqa, &r->ctx, ask, n, &o);
-        const float *logits = to_host(&r->ctx, o.logits);
-        for (int i = 0; i < n; i++) {
-            int64_t V = vqa->nlabels;
-            count(out, &v, sample[i], !strcmp(vqa->label[argmax(logits + i * V, V)], sample[i]->answer));
-        }
+        const char **text = arena_alloc(&r->host, (size_t)n * sizeof *text);
+        answer_texts(vqa, &r->ctx, &o, text, &r->host);
+        for (int i = 0; i < n; i++) count(out, &v, sample[i], !strcmp(text[i], sample[i]->answer));
         out->steps += n;
         out->questions += n;
     }

@@ -550,8 +550,9 @@ static bool student_open(Distiller *d, Student *s, const char *step, const char 
     if (!*folder)
         return fail_as(e, FAIL_CONFIG, "model.%s is empty; name the folder of the %s module",
                        strcmp(step, "LOC") ? "vqa" : "loc", step);
-    if (!(s->module = module_open_for(step, folder, d->run.dev, run_type(cfg), MODULE_TRAINED, e)))
-        return false;
+    s->module = strcmp(step, "VQA") ? module_open_for(step, folder, d->run.dev, run_type(cfg), MODULE_TRAINED, e)
+                                    : module_open_labelled(folder, d->run.dev, run_type(cfg), MODULE_TRAINED, e);
+    if (!s->module) return false;
     module_answerer(&s->answerer, s->module, cfg->distill.batch);
     s->answerer.threshold = (float)cfg->model.loc_threshold;
     s->optim = run_optim(cfg, lr, cfg->distill.steps);

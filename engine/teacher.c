@@ -15,7 +15,7 @@ static int find_label(const Module *m, const char *text) {
 bool teacher_open(Teacher *t, const char *folder, const Module *student_vqa, bool verify, Device *dev,
                   DType type, Error *e) {
     *t = (Teacher){.max_batch = 128, .max_candidates = 8, .floor = 0.02f, .grow = 1.4f, .attributes = true};
-    if (!(t->vqa = module_open_for("VQA", folder, dev, type, MODULE_FROZEN, e))) return fail_in(e, "teacher");
+    if (!(t->vqa = module_open_labelled(folder, dev, type, MODULE_FROZEN, e))) return fail_in(e, "teacher");
     t->yes = find_label(t->vqa, "yes");
     t->no = find_label(t->vqa, "no");
     if (verify && (t->yes < 0 || t->no < 0)) {

@@ -203,10 +203,11 @@ double train_forward(Run *r, Module *m, const TrainSet *t, const Batch *b, int p
         *right += argmax(logits + i * V, V) == label[i];
         if (item[i]->step) weight[i] *= item[i]->step->weight;
     }
-    if (!module_multi_label(m))
+    if (!m->type->answer_loss && !module_multi_label(m))
         return loss_value(c, op_ce_loss(c, out.logits, label, weight, (float)cfg->train.label_smoothing));
     float *target = arena_zalloc(&r->host, (size_t)(k * V) * sizeof *target);
     for (int i = 0; i < k; i++) target[i * V + label[i]] = 1;
+    if (m->type->answer_loss) return m->type->answer_loss(m, c, &out, target, weight);
     return loss_value(c, op_bce_loss(c, out.logits, target, weight, 1));
 }
 

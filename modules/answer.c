@@ -15,6 +15,7 @@ int argmax(const float *x, int64_t n) {
 float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
 bool module_multi_label(const Module *m) {
+    if (m->type->answer_loss) return false; /* it ranks: one of them */
     return strcmp(config_string(m, "problem_type", "multi_label_classification"),
                   "single_label_classification") != 0;
 }
@@ -30,16 +31,22 @@ void answer_probs(float *p, const float *logits, int64_t n, float T, bool multi_
     for (int64_t i = 0; i < n; i++) p[i] = (float)((double)p[i] / sum);
 }
 
+void answer_texts(Module *m, Ctx *c, const Outputs *out, const char **text, Arena *a) {
+    if (!m->nlabels) {
+        m->type->write(m, c, out, text, a);
+        return;
+    }
+    const float *logits = to_host(c, out->logits);
+    for (int64_t i = 0; i < out->n; i++) text[i] = m->label[argmax(logits + i * m->nlabels, m->nlabels)];
+}
+
 static void answer_vqa(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
-    (void)a;
     Module *m = ((ModuleAnswerer *)self)->module;
     Outputs *out = ARENA_NEW(c->host, Outputs, 1);
+    const char **text = arena_alloc(c->host, (size_t)n * sizeof *text);
     module_forward(m, c, ask, n, out);
-    const float *logits = to_host(c, out->logits);
-    for (int64_t i = 0; i < n; i++) {
-        const char *text = m->label[argmax(logits + i * m->nlabels, m->nlabels)];
-        answer[i] = (Answer){.value = value_str(text, (int)strlen(text)), .out = out, .row = i};
-    }
+    answer_texts(m, c, out, text, a);
+    for (int64_t i = 0; i < n; i++) answer[i] = (Answer){.value = value_str(text[i], (int)strlen(text[i])), .out = out, .row = i};
 }
 
 static void answer_loc(Answerer *self, Ctx *c, const Ask *ask, int64_t n, Answer *answer, Arena *a) {
@@ -82,6 +89,17 @@ Module *module_open_for(const char *step, const char *folder, Device *dev, DType
     if (m && strcmp(m->type->step, step)) {
         fail_as(e, FAIL_MODEL, "%s: a %s model answers %s steps, a model for %s is wanted", folder,
                 m->type->name, m->type->step, step);
+        module_close(m);
+        return NULL;
+    }
+    return m;
+}
+
+Module *module_open_labelled(const char *folder, Device *dev, DType precision, ModuleUse use, Error *e) {
+    Module *m = module_open_for("VQA", folder, dev, precision, use, e);
+    if (m && !m->nlabels) {
+        fail_as(e, FAIL_MODEL, "%s: a %s model without answer_list.json writes its answers and has no probabilities of them; put the list (JSON, strings) there", folder,
+                m->type->name);
         module_close(m);
         return NULL;
     }

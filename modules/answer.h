@@ -16,6 +16,12 @@ void module_answerer(ModuleAnswerer *a, Module *m, int64_t max_batch);
 /* Opens a model folder for a program step: fails when it answers another one. */
 Module *module_open_for(const char *step, const char *folder, Device *dev, DType precision, ModuleUse use, Error *e);
 
+/* The same for VQA where answers are learnt or told by their probabilities: fails when the folder has no list of answers. */
+Module *module_open_labelled(const char *folder, Device *dev, DType precision, ModuleUse use, Error *e);
+
+/* What a VQA module answers, out->n strings: its own labels, or written into `a`. */
+void answer_texts(Module *m, Ctx *c, const Outputs *out, const char **text, Arena *a);
+
 /* Index of the largest of n logits (the first of equals; NaN is never largest). */
 int argmax(const float *x, int64_t n);
 float sigmoid(float x);

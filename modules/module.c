@@ -4,7 +4,7 @@
 #include <dirent.h>
 #include <unistd.h>
 
-static const ModuleType *const types[] = {&vilt_type, &owlvit_type, &clip_type};
+static const ModuleType *const types[] = {&vilt_type, &owlvit_type, &clip_type, &blip_type};
 
 /* ---- config.json ---------------------------------------------------------------------------------- */
 
@@ -78,24 +78,28 @@ bool processor_norm(const Module *m, PatchSpec *spec, Error *e) {
     return true;
 }
 
-static json_t *read_json(const char *folder, const char *name, Error *e) {
+bool module_json(const char *folder, const char *name, bool optional, json_t **out, Error *e) {
     char path[600], *data;
     size_t size;
-    if (!path_join(path, sizeof path, folder, name, e) || !file_read(path, &data, &size, 64 << 20, e)) {
+    *out = NULL;
+    if (!path_join(path, sizeof path, folder, name, e)) return false;
+    if (optional && access(path, F_OK)) return true;
+    if (!file_read(path, &data, &size, 64 << 20, e)) {
         if (e) e->status = FAIL_MODEL;
-        return NULL;
+        return false;
     }
     json_error_t je;
-    json_t *j = json_loadb(data, size, JSON_REJECT_DUPLICATES, &je);
+    *out = json_loadb(data, size, JSON_REJECT_DUPLICATES, &je);
     free(data);
-    if (!j)
-        fail_as(e, FAIL_MODEL, "%s:%d: %s", path, je.line, je.text);
-    else if (!json_is_object(j)) {
-        json_decref(j);
-        j = NULL;
-        fail_as(e, FAIL_MODEL, "%s: not a JSON object", path);
-    }
-    return j;
+    return *out || fail_as(e, FAIL_MODEL, "%s:%d: %s", path, je.line, je.text);
+}
+
+static json_t *read_object(const char *folder, const char *name, Error *e) {
+    json_t *j;
+    if (!module_json(folder, name, false, &j, e) || json_is_object(j)) return j;
+    json_decref(j);
+    fail_as(e, FAIL_MODEL, "%s/%s: not a JSON object", folder, name);
+    return NULL;
 }
 
 /* id2label {"0": "yes", ...}: every id of 0..n-1 once. */
@@ -122,6 +126,23 @@ static bool read_labels(Module *m, Error *e) {
 
 /* ---- open, save, close ---------------------------------------------------------------------------- */
 
+/* Takes the copies of other tensors out of what was read. A file may have the copy alone. */
+static bool untie(const Module *m, SafeTensors *st, Error *e) {
+    for (int i = 0; m->type->tied && m->type->tied[i][0]; i++) {
+        const char *name = m->type->tied[i][0], *of = m->type->tied[i][1];
+        const StTensor *copy = st_find(st, name), *original = st_find(st, of);
+        if (!copy) continue;
+        if (!original) {
+            st_rename(st, name, of);
+            continue;
+        }
+        if (copy->dtype != original->dtype || copy->bytes != original->bytes || memcmp(copy->data, original->data, copy->bytes))
+            return fail_as(e, FAIL_MODEL, "%s: %s and %s differ; this architecture has them as one tensor", st->path, name, of);
+        st_remove(st, name);
+    }
+    return true;
+}
+
 static bool open_parts(Module *m, Device *dev, DType precision, ModuleUse use, bool weights, uint64_t seed,
                        Error *e) {
     double std = 0;
@@ -133,9 +154,12 @@ static bool open_parts(Module *m, Device *dev, DType precision, ModuleUse use, b
         if (m->type->init) m->type->init(m);
         return true;
     }
-    char path[600];
-    if (!path_join(path, sizeof path, m->folder, "model.safetensors", e)) return false;
-    if (access(path, R_OK)) {
+    char path[600], index[600];
+    if (!path_join(path, sizeof path, m->folder, "model.safetensors", e) ||
+        !path_join(index, sizeof index, m->folder, "model.safetensors.index.json", e))
+        return false;
+    const bool sharded = access(path, R_OK) && !access(index, R_OK);
+    if (!sharded && access(path, R_OK)) {
         char bin[600];
         if (path_join(bin, sizeof bin, m->folder, "pytorch_model.bin", NULL) && !access(bin, R_OK))
             return fail_as(e, FAIL_MODEL,
@@ -148,15 +172,15 @@ static bool open_parts(Module *m, Device *dev, DType precision, ModuleUse use, b
         return fail_as(e, FAIL_MODEL, "%s: there is no model.safetensors", m->folder);
     }
     SafeTensors st;
-    if (!st_open(&st, path, e)) return false;
-    bool ok = params_load(&m->params, &st, path, e);
+    if (!(sharded ? st_open_index(&st, index, e) : st_open(&st, path, e))) return false;
+    bool ok = untie(m, &st, e) && params_load(&m->params, &st, st.path, e);
     st_close(&st);
     return ok;
 }
 
 Module *module_open(const char *folder, Device *dev, DType precision, ModuleUse use, bool weights,
                     uint64_t seed, Error *e) {
-    json_t *config = read_json(folder, "config.json", e);
+    json_t *config = read_object(folder, "config.json", e);
     if (!config) return NULL;
     const char *name = json_string_value(json_object_get(config, "model_type"));
     const ModuleType *type = NULL;
@@ -178,7 +202,7 @@ Module *module_open(const char *folder, Device *dev, DType precision, ModuleUse 
     snprintf(m->folder, sizeof m->folder, "%s", folder);
     arena_open(&m->host, "module", NULL, (size_t)64 << 20);
     params_open(&m->params, &m->host);
-    m->processor = read_json(folder, "preprocessor_config.json", e);
+    m->processor = read_object(folder, "preprocessor_config.json", e);
     if (!m->processor || !open_parts(m, dev, precision, use, weights, seed, e)) {
         module_close(m);
         return NULL;

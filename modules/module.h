@@ -25,6 +25,7 @@ typedef struct Ask {
 typedef struct Outputs {
     int64_t n;
     Tensor *logits, *boxes;
+    const void *own; /* what the module's answer_loss and write go on from */
 } Outputs;
 
 typedef struct Module Module;
@@ -39,6 +40,13 @@ typedef struct ModuleType {
     void (*begin)(Module *m); /* forget the towers' outputs */
     void (*init)(Module *m); /* after params_init: what a fresh network wants beyond it; may be NULL */
     void (*close)(Module *m);
+    /* VQA modules that write answers instead of choosing one; NULL: the answer is the largest logit. `write` fills answer[0..n)
+     * with strings in `a`; answer_loss (targets are distributions over the labels, (n, nlabels), weight (n)) puts the loss on the
+     * tape and returns it. With labels such a module ranks them: logits are their log likelihoods, softmax their probabilities. */
+    void (*write)(Module *m, Ctx *c, const Outputs *out, const char **answer, Arena *a);
+    double (*answer_loss)(Module *m, Ctx *c, const Outputs *out, const float *target, const float *weight);
+    /* {name, of}, ended by NULLs: tensors that a file may hold as copies of another, which are not ours; may be NULL. */
+    const char *const (*tied)[2];
 } ModuleType;
 
 /* Which rows of which tensors hold the towers' outputs of this update. */
@@ -86,6 +94,8 @@ bool config_activation(const Module *m, const char *key, const char *fallback, A
 /* Reads size, image_mean, image_std, resample of preprocessor_config.json. mean, std of three; filter 2 bilinear, 3 bicubic. */
 bool processor_norm(const Module *m, PatchSpec *spec, Error *e);
 json_t *json_path(json_t *root, const char *dotted);
+/* Reads FOLDER/NAME; the caller gives the reference back. optional: a file that is not there is NULL, and no failure. */
+bool module_json(const char *folder, const char *name, bool optional, json_t **out, Error *e);
 
 void tower_clear(TowerCache *t);
 /* NULL when this update has not seen the key. */
@@ -98,4 +108,4 @@ static inline TowerKey ask_image_key(const Ask *a) {
 }
 TowerKey ask_text_key(const Ask *a);
 
-extern const ModuleType vilt_type, owlvit_type, clip_type;
+extern const ModuleType vilt_type, owlvit_type, clip_type, blip_type;

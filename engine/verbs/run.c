@@ -301,7 +301,7 @@ static bool result_text(Runner *r, Item *p, Error *e) {
 static void add_probs(Runner *r, StepView *s) {
     const Answer *a = &s->asked->answer;
     const Module *m = r->module[0];
-    if (r->answerer[s->asked->answerer] != &r->answers[0].base || !a->out) return;
+    if (r->answerer[s->asked->answerer] != &r->answers[0].base || !a->out || !m->nlabels) return;
     if (r->read != a->out) {
         r->read = a->out;
         r->logits = to_host(&r->run.ctx, a->out->logits);

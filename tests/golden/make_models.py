@@ -160,6 +160,24 @@ def make_clip():
     write_golden(folder, lambda dtype: reference.clip_case(folder, copy.deepcopy(model), rows, dtype))
 
 
+ANSWERS = ["red", "blue", "box", "a ball", "tree", "striped box", "yes", "left", "how many red trees are there"]
+ANSWERS += [f"{a} {b}" for a in ("red", "x", "are", "q", "many", "z") for b in "abcdefghijklmnopqrstuvw"]  # more than are ranked in full
+
+
+def make_blip():
+    """Ids 60 and 61 are [DEC] and [ENC], behind the vocabulary."""
+    folder = tiny("blip")
+    write_words(folder, 60)
+    text = {"vocab_size": 62, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "max_position_embeddings": 24, "bos_token_id": 60, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 8, "initializer_range": 0.02}  # fmt: skip
+    config = transformers.BlipConfig(text_config=text, vision_config=vision)
+    model = reference.blip_save(folder, config, ANSWERS)
+    rows = asks(32, ["Is the ball red?", "what color is the striped box left of the tree", "How many trees?"])
+    write_golden(folder, reference.blip_case(folder, model, rows))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     makers = {k.removeprefix("make_"): v for k, v in globals().items() if k.startswith("make_") and callable(v)}

@@ -6,6 +6,7 @@ Pillow processors, so that cropping, resizing and tokenizing are under test too.
 tests/parity/parity.py (published sizes).
 """
 import dataclasses
+import json
 import math
 import typing
 
@@ -14,6 +15,8 @@ import scipy.optimize
 import torch
 import transformers
 from PIL import Image
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
@@ -262,3 +265,89 @@ def clip_case(folder, model, asks, dtype=torch.float64, classes=None):
         return {"logits": (out.image_embeds @ out.text_embeds.t()).reshape(-1, 1)}
 
     return Case(model, tensors, every.metadata(), run, lambda out: run.loss)
+
+
+# ---- BLIP --------------------------------------------------------------------------------------------------
+
+
+
+def masked_cross_attention(self, hidden_states, attention_mask=None, encoder_hidden_states=None, encoder_attention_mask=None, **kwargs):
+    """transformers 5.23 hands a cross attention its mask as attention_mask and then looks for encoder_attention_mask, so the
+    decoder sees a padded question's padding. The published code, and transformers before, masked it."""
+    if encoder_hidden_states is not None and encoder_attention_mask is None:
+        encoder_attention_mask = attention_mask
+    return blip_attention(self, hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, **kwargs)
+
+
+blip_attention = BlipTextSelfAttention.forward
+BlipTextSelfAttention.forward = masked_cross_attention
+
+SMOOTHING = 0.1  # of the answers' tokens, as the published weights were trained and rank
+
+
+def blip_save(folder, config, answers, seed=5):
+    model = transformers.BlipForQuestionAnswering._from_config(config, attn_implementation="eager")
+    side = config.vision_config.image_size
+    save(folder, model, BlipImageProcessorPil(size={"height": side, "width": side}), seed)
+    (folder / "answer_list.json").write_text(json.dumps(answers) + "\n")
+    return model
+
+
+def blip_case(folder, model, asks, dtype=torch.float64, candidates=128):
+    """Outputs: the ranked list's scores and the written answers (in the metadata). Loss: every answer's tokens, weighted."""
+    model = model.to(dtype).eval()
+    processor = BlipImageProcessorPil.from_pretrained(folder)
+    tokenizer = transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
+    answers = json.loads((folder / "answer_list.json").read_text())
+    text = tokenizer(asks.texts(), padding=True, return_tensors="pt")
+    pixels = processor(asks.crops(), return_tensors="pt").pixel_values.to(dtype)
+    begin, V = model.config.text_config.bos_token_id, model.config.text_config.vocab_size
+    tokens = tokenizer(answers, padding=True, return_tensors="pt")
+    ids = tokens.input_ids.clone()
+    ids[:, 0] = begin
+    g = torch.Generator().manual_seed(6)
+    target = torch.zeros((len(asks.rows), len(answers)))
+    for i in range(len(asks.rows)):  # two or three answers each, of unequal weight
+        some = torch.randperm(len(answers), generator=g)[: 2 + i % 2]
+        target[i, some] = torch.rand(len(some), generator=g) + 0.1
+    target = target / target.sum(1, keepdim=True)
+
+    def words(states, mask, ids, attention):
+        """Summed cross entropy of each row's tokens, smoothed."""
+        out = model.text_decoder(input_ids=ids, attention_mask=attention, encoder_hidden_states=states, encoder_attention_mask=mask)
+        logits, next_id = out.logits[:, :-1], ids[:, 1:].masked_fill(attention[:, 1:] == 0, -100)
+        ce = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, V), next_id.reshape(-1), reduction="none", label_smoothing=SMOOTHING, ignore_index=-100)
+        return ce.reshape(next_id.shape).sum(1)
+
+    def run():
+        image = model.vision_model(pixel_values=pixels).last_hidden_state
+        states = model.text_encoder(
+            input_ids=text.input_ids, attention_mask=text.attention_mask, encoder_hidden_states=image,
+            encoder_attention_mask=torch.ones(image.shape[:-1], dtype=torch.long))[0]  # fmt: skip
+        run.loss = 0
+        for i, row in enumerate(target):
+            of = row.nonzero()[:, 0]
+            n = len(of)
+            ce = words(states[i : i + 1].expand(n, -1, -1), text.attention_mask[i : i + 1].expand(n, -1), ids[of], tokens.attention_mask[of])
+            run.loss = run.loss + (row[of].to(dtype) * ce).sum() / len(asks.rows)
+        with torch.no_grad():
+            start = torch.full((len(asks.rows), 1), begin)
+            first = model.text_decoder(input_ids=start, encoder_hidden_states=states, encoder_attention_mask=text.attention_mask)
+            by_word = first.logits[:, 0][:, ids[:, 1]].sort(dim=1, descending=True, stable=True)  # of equals the first in the list
+            best = by_word.indices[:, :candidates]
+            scores = torch.full((len(asks.rows), len(answers)), -1e30, dtype=dtype)
+            for i, of in enumerate(best):
+                n = len(of)
+                same = lambda x: x[i : i + 1].expand(n, *x.shape[1:])
+                scores[i, of] = -words(same(states), same(text.attention_mask), ids[of], tokens.attention_mask[of])
+        return {"logits": scores}
+
+    def written():
+        """One by one: in a padded batch the reference looks at padding, too."""
+        for i, question in enumerate(asks.texts()):
+            out = model.generate(**tokenizer(question, return_tensors="pt", return_token_type_ids=False), pixel_values=pixels[i : i + 1], max_length=20)
+            yield tokenizer.decode(out[0], skip_special_tokens=True)
+
+    metadata = asks.metadata() | {f"written{i}": t for i, t in enumerate(written())}
+    return Case(model, asks.tensors() | {"target": target}, metadata, run, lambda out: run.loss)

@@ -114,5 +114,6 @@ double case_loss(ModelCase *k) {
     const float *target = case_f32(k, "target"), T = st_metadata(&k->st, "temperature") ? case_number(k, "temperature") : 1;
     float *weight = ARENA_NEW(&k->host, float, k->n);
     for (int64_t i = 0; i < k->n; i++) weight[i] = 1 / (float)k->n;
+    if (k->m->type->answer_loss) return k->m->type->answer_loss(k->m, &k->c, &k->out, target, weight);
     return loss_value(&k->c, op_bce_loss(&k->c, k->out.logits, target, weight, T));
 }

@@ -34,6 +34,7 @@ float case_number(const ModelCase *k, const char *name);
 
 /* The loss of the last case_forward, put on the tape when there is one; the mean over asks.
  *   VQA   target (asks, V): binary cross entropy summed over answers, at the metadata's temperature (1 when there is none)
+ *         of a module that writes its answers, BLIP: target (asks, nlabels) are the answers' weights
  *   CLIP  the asks are images x texts; text_of (images) with image_weight, image_of (texts) with text_weight, either may be missing
  *   LOC   target.count (asks), target.box (sum of counts, 4), target.score; metadata: the members of LocLossConfig */
 double case_loss(ModelCase *k);
