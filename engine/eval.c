@@ -194,9 +194,9 @@ bool eval_programs(Run *r, Answerer *const *answerer, int nanswerers, const Data
 bool eval_end_to_end(Run *r, Module *vqa, const Dataset *d, const EvalConfig *cfg, EvalResult *out, Error *e) {
     double since = now_s();
     *out = (EvalResult){0};
-    if (d->nsamples && d->sample[0].nimages != 1)
-        return fail_as(e, FAIL_CONFIG, "%s: questions about %d images cannot be put to a one-image model end to end", d->images.dir,
-                       d->sample[0].nimages);
+    if (d->nsamples && d->sample[0].nimages != vqa->images)
+        return fail_as(e, FAIL_CONFIG, "%s: questions about %d images cannot be put to %s end to end, which takes %d", d->images.dir,
+                       d->sample[0].nimages, vqa->folder, vqa->images);
     Dataset head;
     Loader *l = open_questions(&head, d, cfg, e);
     if (!l) return false;
@@ -205,17 +205,19 @@ bool eval_end_to_end(Run *r, Module *vqa, const Dataset *d, const EvalConfig *cf
     for (const Batch *b; (b = loader_next(l, &le));) {
         run_begin(r, 0, false);
         module_begin(vqa);
-        Ask *ask = arena_alloc(&r->host, (size_t)MAX(b->n, 1) * sizeof *ask);
+        Ask *ask = arena_alloc(&r->host, (size_t)MAX(b->n * vqa->images, 1) * sizeof *ask);
         const Sample **sample = arena_alloc(&r->host, (size_t)MAX(b->n, 1) * sizeof *sample);
         int n = 0;
         for (int i = 0; i < b->n; i++) {
             const Sample *s = &d->sample[b->item[i]];
-            if (!s->answer || s->nimages != 1) {
+            if (!s->answer || s->nimages != vqa->images) {
                 out->no_gold += !s->answer;
                 continue;
             }
-            int at = b->image_of[i][0];
-            ask[n] = (Ask){b->image[at], b->image_id[at], {0, 0, b->image[at].w, b->image[at].h}, s->question};
+            for (int k = 0; k < vqa->images; k++) {
+                int at = b->image_of[i][k];
+                ask[n * vqa->images + k] = (Ask){b->image[at], b->image_id[at], {0, 0, b->image[at].w, b->image[at].h}, s->question};
+            }
             sample[n++] = s;
         }
         if (!n) continue;

@@ -63,7 +63,7 @@ EvalConfig eval_config(const Dataset *d, const Config *cfg);
  * The run's arenas are emptied at each batch. */
 bool eval_programs(Run *r, Answerer *const *answerer, int nanswerers, const Dataset *d, const EvalConfig *cfg, EvalResult *out,
                    Error *e);
-/* The accuracy of a VQA module asked the task's questions directly, about whole images. Two-image tasks are refused. */
+/* The accuracy of a VQA module asked the task's questions directly, about whole images. It must take as many as the task has. */
 bool eval_end_to_end(Run *r, Module *vqa, const Dataset *d, const EvalConfig *cfg, EvalResult *out, Error *e);
 
 static inline double percent(int64_t part, int64_t whole) { return whole ? 100.0 * (double)part / (double)whole : 0; }

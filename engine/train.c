@@ -37,6 +37,7 @@ static void add_item(TrainSet *t, int64_t *cap, const Module *m, TrainItem item,
 
 static int by_image(const void *a, const void *b) {
     const TrainItem *x = a, *y = b;
+    if (x->pair != y->pair && x->image == y->image) return x->pair - y->pair;
     return x->image != y->image ? x->image - y->image : (x->order > y->order) - (x->order < y->order);
 }
 
@@ -47,13 +48,13 @@ bool trainset_open(TrainSet *t, const DatasetConfig *c, const Module *m, Error *
     int64_t cap = 0;
     for (int64_t i = 0; i < t->data.nsteps; i++) {
         const StepSample *s = &t->data.step[i];
-        if (s->is_loc == loc)
-            add_item(t, &cap, m, (TrainItem){.image = s->image, .rect = s->rect, .query = s->query, .label = -1, .step = s}, s->answer);
+        if (s->is_loc == loc && m->images == 1)
+            add_item(t, &cap, m, (TrainItem){.image = s->image, .pair = -1, .rect = s->rect, .query = s->query, .label = -1, .step = s}, s->answer);
     }
     for (int64_t i = 0; !loc && i < t->data.nsamples; i++) {
         const Sample *s = &t->data.sample[i];
-        if (s->nimages == 1)
-            add_item(t, &cap, m, (TrainItem){.image = s->image[0], .query = s->question, .label = -1},
+        if (s->nimages == m->images)
+            add_item(t, &cap, m, (TrainItem){.image = s->image[0], .pair = s->nimages == 2 ? s->image[1] : -1, .query = s->question, .label = -1},
                      s->answer);
     }
     if (t->unknown)
@@ -68,10 +69,10 @@ bool trainset_open(TrainSet *t, const DatasetConfig *c, const Module *m, Error *
     t->by_image.sample = xcalloc((size_t)t->n, sizeof *t->by_image.sample);
     t->first = xcalloc((size_t)t->n + 1, sizeof *t->first);
     for (int64_t i = 0; i < t->n; i++)
-        if (!i || t->item[i].image != t->item[i - 1].image) {
+        if (!i || t->item[i].image != t->item[i - 1].image || t->item[i].pair != t->item[i - 1].pair) {
             t->first[t->by_image.nsamples] = i;
             t->by_image.sample[t->by_image.nsamples++] =
-                (Sample){.image = {t->item[i].image, -1}, .nimages = 1};
+                (Sample){.image = {t->item[i].image, t->item[i].pair}, .nimages = m->images};
         }
     t->first[t->by_image.nsamples] = t->n;
     return true;
@@ -145,12 +146,18 @@ static Rect rect_of(const TrainItem *it, ImageView image) {
 int train_asks(const TrainSet *t, const Batch *b, int per_image, uint64_t seed, Arena *host,
                const TrainItem ***items, Ask **asks) {
     const TrainItem **item = *items = arena_alloc(host, (size_t)(b->n * per_image + 1) * sizeof *item);
-    Ask *ask = *asks = arena_alloc(host, (size_t)(b->n * per_image + 1) * sizeof *ask);
+    const int images = t->n && t->item[0].pair >= 0 ? 2 : 1;
+    Ask *ask = *asks = arena_alloc(host, (size_t)(b->n * per_image * images + 1) * sizeof *ask);
     int k = 0;
     for (int i = 0; i < b->n; i++) {
         int at = b->image_of[i][0], count = choose(t, b->item[i], per_image, seed, item + k, host);
-        for (int end = k + count; k < end; k++)
-            ask[k] = (Ask){b->image[at], b->image_id[at], rect_of(item[k], b->image[at]), item[k]->query};
+        for (int end = k + count; k < end; k++) {
+            Ask *a = &ask[k * images];
+            *a = (Ask){b->image[at], b->image_id[at], rect_of(item[k], b->image[at]), item[k]->query};
+            if (images == 1) continue;
+            int other = b->image_of[i][1];
+            a[1] = (Ask){b->image[other], b->image_id[other], {0, 0, b->image[other].w, b->image[other].h}, a->query};
+        }
     }
     return k;
 }

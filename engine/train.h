@@ -7,7 +7,7 @@
 
 /* One labelled module call. */
 typedef struct TrainItem {
-    int image;
+    int image, pair;        /* pair: the second image of a question about two, else -1 */
     Rect rect;              /* x0 >= x1: the whole image */
     const char *query;
     int32_t label;          /* VQA: index of the answer */
@@ -15,7 +15,7 @@ typedef struct TrainItem {
     int64_t order;          /* in the file */
 } TrainItem;
 
-/* The items of a module, grouped by image: a loader item is an image, of which `per_image` calls are taken. */
+/* The items of a module, grouped by image (or pair): a loader item is an image, of which `per_image` calls are taken. */
 typedef struct TrainSet {
     Dataset data;           /* as read */
     Dataset by_image;       /* one sample per image, for the loader */
@@ -27,8 +27,8 @@ typedef struct TrainSet {
 bool trainset_open(TrainSet *t, const DatasetConfig *c, const Module *m, Error *e);
 void trainset_close(TrainSet *t);
 
-/* Chooses up to per_image different calls of each image of a batch, a function of seed: the items and what to ask. Returns
- * how many; memory from host. */
+/* Chooses up to per_image different calls of each image of a batch, a function of seed: the items and what to ask (each
+ * about as many pictures as the module takes). Returns how many; memory from host. */
 int train_asks(const TrainSet *t, const Batch *b, int per_image, uint64_t seed, Arena *host, const TrainItem ***items, Ask **asks);
 /* One forward of the module on chosen items of a batch, and its loss (whose weights are 1/total). Returns the loss;
  * *right counts correct answers (VQA) of *n; parts (may be NULL) receives LOC's class, L1 and GIoU terms. */

@@ -16,7 +16,7 @@ float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
 bool module_multi_label(const Module *m) {
     if (m->type->answer_loss) return false; /* it ranks: one of them */
-    return strcmp(config_string(m, "problem_type", "multi_label_classification"),
+    return strcmp(config_string(m, "problem_type", m->images == 1 ? "multi_label_classification" : "single_label_classification"),
                   "single_label_classification") != 0;
 }
 
@@ -89,6 +89,21 @@ Module *module_open_for(const char *step, const char *folder, Device *dev, DType
     if (m && strcmp(m->type->step, step)) {
         fail_as(e, FAIL_MODEL, "%s: a %s model answers %s steps, a model for %s is wanted", folder,
                 m->type->name, m->type->step, step);
+        module_close(m);
+        return NULL;
+    }
+    if (m && m->images != 1) {
+        fail_as(e, FAIL_MODEL, "%s: it answers questions about %d pictures, the steps of a program are about one", folder, m->images);
+        module_close(m);
+        return NULL;
+    }
+    return m;
+}
+
+Module *module_open_end_to_end(const char *folder, Device *dev, DType precision, Error *e) {
+    Module *m = module_open(folder, dev, precision, MODULE_FROZEN, true, 0, e);
+    if (m && strcmp(m->type->step, "VQA")) {
+        fail_as(e, FAIL_MODEL, "%s: a %s model answers %s steps, not the questions of a task", folder, m->type->name, m->type->step);
         module_close(m);
         return NULL;
     }

@@ -19,6 +19,9 @@ Module *module_open_for(const char *step, const char *folder, Device *dev, DType
 /* The same for VQA where answers are learnt or told by their probabilities: fails when the folder has no list of answers. */
 Module *module_open_labelled(const char *folder, Device *dev, DType precision, ModuleUse use, Error *e);
 
+/* A frozen model that is asked a task's own questions, about one picture or two. */
+Module *module_open_end_to_end(const char *folder, Device *dev, DType precision, Error *e);
+
 /* What a VQA module answers, out->n strings: its own labels, or written into `a`. */
 void answer_texts(Module *m, Ctx *c, const Outputs *out, const char **text, Arena *a);
 

@@ -198,6 +198,7 @@ Module *module_open(const char *folder, Device *dev, DType precision, ModuleUse 
     }
     Module *m = xcalloc(1, type->size);
     m->type = type;
+    m->images = 1;
     m->config = config;
     snprintf(m->folder, sizeof m->folder, "%s", folder);
     arena_open(&m->host, "module", NULL, (size_t)64 << 20);

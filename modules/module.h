@@ -67,6 +67,7 @@ struct Module {
     Tokenizer *tokenizer;
     const char **label;         /* VQA: the answers */
     int nlabels;
+    int images;                 /* pictures that a question is about: 1, or 2 (NLVR2) */
     /* Counted since module_open; tests assert on them. */
     int64_t asks, image_rows, text_rows, forwards;
 };
@@ -82,6 +83,7 @@ void module_close(Module *m);
 bool module_save(const Module *m, const char *folder, Error *e);
 /* A new update begins: the parameters may have changed and the step arena was reset; tower outputs are forgotten. */
 void module_begin(Module *m);
+/* n questions of m->images asks each: a second picture's query is not read. */
 void module_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *out);
 
 /* For module files. */

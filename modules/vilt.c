@@ -7,6 +7,9 @@
  *
  * The image tower is the patch embedding, run once per distinct (image, rectangle) of an update. Images of
  * like size share a source without much padding; a source is asked in one forward.
+ *
+ * With num_images 2 in config.json it is ViltForImagesAndTextClassification, NLVR2's: the transformer runs once on each picture
+ * (which of the two it is, is told by the modality), and the head sees both.
  */
 #include <math.h>
 
@@ -50,7 +53,7 @@ static const BlockNames names = {
 static bool vilt_open(Module *m, Error *e) {
     Vilt *v = (Vilt *)m;
     double eps, dropout;
-    int64_t classes, modalities, segments;
+    int64_t classes, modalities, segments, images;
     if (!config_int(m, "hidden_size", 768, 1, 65536, &v->C, e) ||
         !config_int(m, "intermediate_size", 3072, 1, 262144, &v->mlp, e) ||
         !config_int(m, "num_hidden_layers", 12, 1, MAX_LAYERS, &v->layers, e) ||
@@ -58,7 +61,8 @@ static bool vilt_open(Module *m, Error *e) {
         !config_int(m, "vocab_size", 30522, 1, 1 << 24, &v->vocab, e) ||
         !config_int(m, "max_position_embeddings", 40, 2, 4096, &v->text_len, e) ||
         !config_int(m, "type_vocab_size", 2, 1, 64, &segments, e) ||
-        !config_int(m, "modality_type_vocab_size", 2, 2, 64, &modalities, e) ||
+        !config_int(m, "num_images", -1, -1, 2, &images, e) ||
+        !config_int(m, "modality_type_vocab_size", 2, images == 2 ? 3 : 2, 64, &modalities, e) ||
         !config_int(m, "image_size", 384, 1, 16384, &v->image_size, e) ||
         !config_int(m, "patch_size", 32, 1, 1024, &v->patch, e) ||
         !config_int(m, "num_labels", m->nlabels, 0, 1 << 20, &classes, e) ||
@@ -71,6 +75,12 @@ static bool vilt_open(Module *m, Error *e) {
                        "%s/config.json: hidden_size %" PRId64
                        " is no multiple of num_attention_heads %" PRId64,
                        m->folder, v->C, v->heads);
+    m->images = images == 2 ? 2 : 1;
+    if (!m->nlabels && m->images == 2) { /* two labels are transformers' default, which it does not write */
+        static const char *nlvr2[] = {"False", "True"};
+        m->label = nlvr2;
+        m->nlabels = COUNT_OF(nlvr2);
+    }
     if (!m->nlabels)
         return fail_as(e, FAIL_MODEL, "%s/config.json: id2label (the answers) is missing", m->folder);
     json_t *size = json_path(m->processor, "size.shortest_edge");
@@ -113,7 +123,7 @@ static bool vilt_open(Module *m, Error *e) {
     }
     v->final_norm = norm_new(ps, C, "vilt.layernorm");
     v->pooler = linear_new(ps, C, C, true, "vilt.pooler.dense");
-    v->head0 = linear_new(ps, 2 * C, C, true, "classifier.0");
+    v->head0 = linear_new(ps, 2 * C, m->images * C, true, "classifier.0");
     v->head_norm = norm_new(ps, 2 * C, "classifier.1");
     v->head3 = linear_new(ps, m->nlabels, 2 * C, true, "classifier.3");
     return true;
@@ -157,8 +167,17 @@ static Tensor *add_table_row(Ctx *c, Tensor *x, Tensor *table, int32_t k) {
     return op_add_rows(c, x, op_gather(c, table, &k, 1));
 }
 
-/* Embeds n new images as one source: modality[1] + ([cls + pos0] ++ [patch + its position]). */
-static void embed_source(Vilt *v, Ctx *c, const Ask *const *ask, const int (*size)[2], int n) {
+/* Which picture of its question: also its modality (0 is text). The same one in the other place is embedded anew. */
+enum { FIRST = 1, SECOND };
+
+static TowerKey picture_key(const Ask *a, int role) {
+    TowerKey key = ask_image_key(a);
+    if (role == SECOND) key.a = ~key.a;
+    return key;
+}
+
+/* Embeds n new images as one source: modality[role] + ([cls + pos0] ++ [patch + its position]). */
+static void embed_source(Vilt *v, Ctx *c, const Ask *const *ask, const int (*size)[2], int n, int role) {
     CHECK(v->nsources < MAX_SOURCES, "%d groups of image sizes in one update", v->nsources);
     Source *s = &v->source[v->nsources];
     int p = (int)v->patch;
@@ -173,7 +192,7 @@ static void embed_source(Vilt *v, Ctx *c, const Ask *const *ask, const int (*siz
         s->gw = MAX(s->gw, grid[i][1]);
         image[i] = ask[i]->image;
         rect[i] = ask[i]->rect;
-        *tower_find(&v->images, ask_image_key(ask[i])) = (TowerRow){v->nsources, i};
+        *tower_find(&v->images, picture_key(ask[i], role)) = (TowerRow){v->nsources, i};
     }
     v->nsources++;
     v->base.image_rows += n;
@@ -198,7 +217,7 @@ static void embed_source(Vilt *v, Ctx *c, const Ask *const *ask, const int (*siz
     Tensor *cls = add_table_row(c, RESHAPE(c, v->cls, 1, C), pos, 0);
     int32_t *zero = arena_zalloc(c->host, (size_t)n * 4);
     Tensor *parts[] = {RESHAPE(c, op_gather(c, cls, zero, n), n, 1, C), x};
-    s->tokens = add_table_row(c, op_concat_tokens(c, parts, 2), v->modality, 1);
+    s->tokens = add_table_row(c, op_concat_tokens(c, parts, 2), v->modality, role);
 }
 
 typedef struct Fresh {
@@ -213,15 +232,16 @@ static int by_size(const void *a, const void *b) {
 }
 
 /* Embeds the images of `ask` that this update has not seen, grouped so that padding stays under a quarter. */
-static void embed_new(Vilt *v, Ctx *c, const Ask *ask, int64_t n) {
+static void embed_new(Vilt *v, Ctx *c, const Ask *ask, int64_t n, int role) {
     Fresh *fresh = arena_alloc(c->host, (size_t)n * sizeof *fresh);
     int count = 0;
     for (int64_t i = 0; i < n; i++) {
-        TowerKey key = ask_image_key(&ask[i]);
+        const Ask *a = &ask[i * v->base.images + role - 1];
+        TowerKey key = picture_key(a, role);
         if (tower_find(&v->images, key)) continue;
         tower_add(&v->images, key, (TowerRow){-1, -1}); /* claimed; embed_source says where */
-        fresh[count] = (Fresh){.ask = &ask[i]};
-        vilt_size(v, ask[i].rect, fresh[count].size);
+        fresh[count] = (Fresh){.ask = a};
+        vilt_size(v, a->rect, fresh[count].size);
         count++;
     }
     arena_sort(c->host, fresh, count, sizeof *fresh, by_size);
@@ -238,7 +258,7 @@ static void embed_new(Vilt *v, Ctx *c, const Ask *ask, int64_t n) {
             size[end][0] = fresh[end].size[0];
             size[end][1] = fresh[end].size[1];
         }
-        embed_source(v, c, list + begin, (const int(*)[2])(size + begin), end - begin);
+        embed_source(v, c, list + begin, (const int(*)[2])(size + begin), end - begin, role);
     }
 }
 
@@ -258,14 +278,15 @@ static Texts embed_texts(Vilt *v, Ctx *c, const Ask *ask, int64_t n, int32_t *tx
     Texts t = {.len = len};
     tower_clear(&v->texts); /* distinct within this call: the text side is a look-up, not a tower */
     for (int64_t i = 0; i < n; i++) {
-        TowerKey key = ask_text_key(&ask[i]);
+        const Ask *a = &ask[i * m->images];
+        TowerKey key = ask_text_key(a);
         TowerRow *r = tower_find(&v->texts, key);
         if (r) {
             txt[i] = r->row;
             continue;
         }
         tower_add(&v->texts, key, (TowerRow){0, t.n});
-        len[t.n] = token_encode(m->tokenizer, ask[i].query, strlen(ask[i].query), ids + t.n * v->text_len,
+        len[t.n] = token_encode(m->tokenizer, a->query, strlen(a->query), ids + t.n * v->text_len,
                                 (int)v->text_len);
         t.L = MAX(t.L, len[t.n]);
         txt[i] = t.n++;
@@ -287,8 +308,8 @@ static Texts embed_texts(Vilt *v, Ctx *c, const Ask *ask, int64_t n, int32_t *tx
 
 /* ---- forward -------------------------------------------------------------------------------------- */
 
-/* Answers n asks whose images are rows img[] of one source: logits (n, V). */
-static Tensor *answer(Vilt *v, Ctx *c, const Source *s, const Texts *t, const int32_t *img,
+/* Runs n asks whose images are rows img[] of one source: what the pooler makes of the first token, (n, C). */
+static Tensor *pool(Vilt *v, Ctx *c, const Source *s, const Texts *t, const int32_t *img,
                       const int32_t *txt, int64_t n) {
     int64_t P = (int64_t)s->gh * s->gw, T = t->L + 1 + P;
     Tensor *parts[] = {op_gather(c, t->tokens, txt, n), op_gather(c, s->tokens, img, n)};
@@ -312,21 +333,21 @@ static Tensor *answer(Vilt *v, Ctx *c, const Source *s, const Texts *t, const in
     for (int i = 0; i + 1 < v->layers; i++) x = block_forward(c, &v->block[i], x, &spec);
     x = block_forward_first(c, &v->block[v->layers - 1], x, &spec);
     x = norm(c, v->final_norm, RESHAPE(c, x, n, v->C), v->eps);
-    x = op_tanh(c, linear(c, v->pooler, x));
+    return op_tanh(c, linear(c, v->pooler, x));
+}
+
+static Tensor *head(Vilt *v, Ctx *c, Tensor *x) {
     x = norm(c, v->head_norm, linear(c, v->head0, x), 1e-5f);
     return linear_f32(c, v->head3, op_gelu(c, x));
 }
 
-static void vilt_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *out) {
-    Vilt *v = (Vilt *)m;
-    embed_new(v, c, ask, n);
-    int32_t *txt = arena_alloc(c->host, (size_t)n * 4), *img = arena_alloc(c->host, (size_t)n * 4),
-            *at = arena_alloc(c->host, (size_t)n * 4);
+/* All asks on their first or second pictures, in their order: pooled, or (headed) the answers' logits. */
+static Tensor *run(Vilt *v, Ctx *c, const Ask *ask, int64_t n, const Texts *t, const int32_t *txt, int role, bool headed) {
+    int32_t *img = arena_alloc(c->host, (size_t)n * 4), *at = arena_alloc(c->host, (size_t)n * 4);
     int32_t *sub_img = arena_alloc(c->host, (size_t)n * 4), *sub_txt = arena_alloc(c->host, (size_t)n * 4);
     int *from = arena_alloc(c->host, (size_t)n * sizeof *from);
-    Texts t = embed_texts(v, c, ask, n, txt);
     for (int64_t i = 0; i < n; i++) {
-        TowerRow *r = tower_find(&v->images, ask_image_key(&ask[i]));
+        TowerRow *r = tower_find(&v->images, picture_key(&ask[i * v->base.images + role - 1], role));
         from[i] = r->source;
         img[i] = r->row;
     }
@@ -341,10 +362,27 @@ static void vilt_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *
                 sub_txt[k++] = txt[i];
                 at[i] = done++;
             }
-        if (k) parts[nparts++] = answer(v, c, &v->source[s], &t, sub_img, sub_txt, k);
+        if (!k) continue;
+        parts[nparts] = pool(v, c, &v->source[s], t, sub_img, sub_txt, k);
+        if (headed) parts[nparts] = head(v, c, parts[nparts]);
+        nparts++;
     }
-    Tensor *logits = op_concat_rows(c, parts, nparts);
-    out->logits = nparts > 1 ? op_gather(c, logits, at, n) : logits; /* back to the order of the asks */
+    Tensor *all = op_concat_rows(c, parts, nparts);
+    return nparts > 1 ? op_gather(c, all, at, n) : all; /* back to the order of the asks */
+}
+
+static void vilt_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *out) {
+    Vilt *v = (Vilt *)m;
+    for (int role = FIRST; role <= m->images; role++) embed_new(v, c, ask, n, role);
+    int32_t *txt = arena_alloc(c->host, (size_t)n * 4);
+    Texts t = embed_texts(v, c, ask, n, txt);
+    if (m->images == 1) {
+        out->logits = run(v, c, ask, n, &t, txt, FIRST, true);
+        return;
+    }
+    Tensor *both[2];
+    for (int k = 0; k < 2; k++) both[k] = RESHAPE(c, run(v, c, ask, n, &t, txt, k ? SECOND : FIRST, false), n, 1, v->C);
+    out->logits = head(v, c, RESHAPE(c, op_concat_tokens(c, both, 2), n, 2 * v->C));
 }
 
 /* A fresh network whose config has initializer_range 0 (drawn by fan-in): positions as loud as the patches they mark,

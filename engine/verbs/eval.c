@@ -42,8 +42,7 @@ static bool open_models(Evaluation *v, const Config *cfg, Error *e) {
         module_answerer(&v->loc_answers, v->loc, cfg->eval.batch);
         v->loc_answers.threshold = (float)cfg->model.loc_threshold;
     }
-    return !*cfg->model.teacher ||
-           (v->teacher = module_open_for("VQA", cfg->model.teacher, dev, run_type(cfg), MODULE_FROZEN, e));
+    return !*cfg->model.teacher || (v->teacher = module_open_end_to_end(cfg->model.teacher, dev, run_type(cfg), e));
 }
 
 static bool evaluate(Evaluation *v, const Config *cfg, Error *e) {

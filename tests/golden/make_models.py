@@ -128,6 +128,20 @@ def make_vilt():
     write_golden(folder, lambda dtype: reference.vilt_case(folder, copy.deepcopy(model), rows, dtype))
 
 
+def make_nlvr2():
+    """Questions about two pictures of different sizes; the same picture comes first once and second once."""
+    folder = tiny("nlvr2")
+    write_words(folder, 60)
+    config = transformers.ViltConfig(
+        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=12, image_size=32, patch_size=8, layer_norm_eps=1e-6, modality_type_vocab_size=3, num_images=2,
+        num_labels=2, tie_word_embeddings=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
+    model = reference.nlvr2_save(folder, config, 32)
+    rows = asks(32, ["Is the ball red?", "there are red trees in how many of the images and", "How many trees?"])
+    rows.pairs = [(1, (0, 0, 37, 50)), (1, (5, 3, 33, 49)), (0, (0, 0, 32, 32)), (0, (0, 4, 32, 20))]
+    write_golden(folder, reference.nlvr2_case(folder, model, rows))
+
+
 PHRASES = ["red ball", "Striped tree house", "a box, and much else that does not fit"]
 
 

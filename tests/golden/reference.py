@@ -65,6 +65,7 @@ class Asks:
 
     images: list
     rows: list
+    pairs: list = dataclasses.field(default_factory=list)  # (image, rectangle) of second pictures
 
     def crops(self):
         return [Image.fromarray(self.images[i]).crop(rect) for i, rect, _ in self.rows]
@@ -76,6 +77,9 @@ class Asks:
         t = {f"image{i}": torch.from_numpy(x) for i, x in enumerate(self.images)}
         t["ask.image"] = torch.tensor([r[0] for r in self.rows], dtype=torch.int32)
         t["ask.rect"] = torch.tensor([r[1] for r in self.rows], dtype=torch.int32)
+        if self.pairs:
+            t["pair.image"] = torch.tensor([p[0] for p in self.pairs], dtype=torch.int32)
+            t["pair.rect"] = torch.tensor([p[1] for p in self.pairs], dtype=torch.int32)
         return t
 
     def metadata(self):
@@ -140,6 +144,36 @@ def vilt_case(folder, model, asks, dtype=torch.float64, temperature=1.0):
 
     tensors = asks.tensors() | {"target": target.float(), "ids": text.input_ids.int()}
     return Case(model, tensors, asks.metadata() | {"temperature": str(temperature)}, run, loss)
+
+
+def nlvr2_save(folder, config, shortest, seed=7):
+    model = transformers.ViltForImagesAndTextClassification._from_config(config, attn_implementation="eager")
+    save(folder, model, ViltImageProcessorPil(size={"shortest_edge": shortest}, size_divisor=config.patch_size), seed)
+    return model
+
+
+def nlvr2_case(folder, model, asks, dtype=torch.float64):
+    """Both pictures of all questions are padded together, as the reference wants them."""
+    model = model.to(dtype).eval()
+    processor = ViltImageProcessorPil.from_pretrained(folder)
+    tokenizer = transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
+    length = model.config.max_position_embeddings
+    text = tokenizer(asks.texts(), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    second = Asks(asks.images, [(*p, None) for p in asks.pairs])
+    crops = [c for both in zip(asks.crops(), second.crops()) for c in both]
+    pixels = processor(crops, return_tensors="pt")
+    by_two = lambda x: x.reshape(len(asks.rows), 2, *x.shape[1:])
+    label = torch.arange(len(asks.rows)) % 2
+
+    def run():
+        torch.manual_seed(0)  # the reference draws the order of patches
+        out = model(
+            input_ids=text.input_ids, attention_mask=text.attention_mask, token_type_ids=torch.zeros_like(text.input_ids),
+            pixel_values=by_two(pixels.pixel_values.to(dtype)), pixel_mask=by_two(pixels.pixel_mask), labels=label)  # fmt: skip
+        run.loss = out.loss
+        return {"logits": out.logits}
+
+    return Case(model, asks.tensors() | {"label": label.int()}, asks.metadata(), run, lambda out: run.loss)
 
 
 # ---- OWL-ViT -----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 /* model_case.c -- see model_case.h. */
 #include "tests/modules/model_case.h"
 
+#include "modules/answer.h"
 #include "modules/clip.h"
 #include "modules/detect.h"
 
@@ -24,21 +25,30 @@ float case_number(const ModelCase *k, const char *name) {
     return strtof(v, NULL);
 }
 
+/* Ask i of the tensors `image` (asks) and `rect` (asks, 4). */
+static Ask read_picture(const ModelCase *k, const StTensor *image, const StTensor *rect, int64_t i) {
+    char name[32];
+    int32_t id, r[4];
+    memcpy(&id, (const char *)image->data + 4 * i, 4);
+    memcpy(r, (const char *)rect->data + 16 * i, 16);
+    snprintf(name, sizeof name, "image%d", id);
+    const StTensor *pixels = case_tensor(k, name);
+    return (Ask){.image = {pixels->data, (int)pixels->shape[1], (int)pixels->shape[0]}, .image_id = (uint64_t)id, .rect = {r[0], r[1], r[2], r[3]}};
+}
+
 static void read_asks(ModelCase *k) {
-    const StTensor *image = case_tensor(k, "ask.image"), *rect = case_tensor(k, "ask.rect");
+    const StTensor *image = case_tensor(k, "ask.image"), *rect = case_tensor(k, "ask.rect"), *pair = st_find(&k->st, "pair.image");
     k->n = st_numel(image);
-    k->ask = xcalloc((size_t)k->n, sizeof *k->ask);
+    k->ask = xcalloc((size_t)(k->n * k->m->images), sizeof *k->ask);
+    CHECK(!pair == (k->m->images == 1), "%s: questions about %d pictures", k->st.path, k->m->images);
     for (int64_t i = 0; i < k->n; i++) {
+        Ask *a = &k->ask[i * k->m->images];
         char name[32];
-        int32_t id, r[4];
-        memcpy(&id, (const char *)image->data + 4 * i, 4);
-        memcpy(r, (const char *)rect->data + 16 * i, 16);
-        snprintf(name, sizeof name, "image%d", id);
-        const StTensor *pixels = case_tensor(k, name);
         snprintf(name, sizeof name, "ask.text%" PRId64, i);
-        k->ask[i] = (Ask){{pixels->data, (int)pixels->shape[1], (int)pixels->shape[0]}, (uint64_t)id, {r[0], r[1], r[2], r[3]},
-                          st_metadata(&k->st, name)};
-        CHECK(k->ask[i].query, "%s: no %s in the metadata", k->st.path, name);
+        *a = read_picture(k, image, rect, i);
+        a->query = st_metadata(&k->st, name);
+        CHECK(a->query, "%s: no %s in the metadata", k->st.path, name);
+        if (pair) a[1] = read_picture(k, pair, case_tensor(k, "pair.rect"), i);
     }
 }
 
@@ -111,9 +121,13 @@ static double clip_case_loss(ModelCase *k) {
 double case_loss(ModelCase *k) {
     if (!strcmp(k->m->type->step, "CLIP")) return clip_case_loss(k);
     if (!strcmp(k->m->type->step, "LOC")) return loc_case_loss(k);
-    const float *target = case_f32(k, "target"), T = st_metadata(&k->st, "temperature") ? case_number(k, "temperature") : 1;
+    const float *target = st_find(&k->st, "target") ? case_f32(k, "target") : NULL, T = st_metadata(&k->st, "temperature") ? case_number(k, "temperature") : 1;
     float *weight = ARENA_NEW(&k->host, float, k->n);
     for (int64_t i = 0; i < k->n; i++) weight[i] = 1 / (float)k->n;
+    if (!module_multi_label(k->m) && !k->m->type->answer_loss) {
+        int64_t n;
+        return loss_value(&k->c, op_ce_loss(&k->c, k->out.logits, case_i32(k, "label", &n), weight, 0));
+    }
     if (k->m->type->answer_loss) return k->m->type->answer_loss(k->m, &k->c, &k->out, target, weight);
     return loss_value(&k->c, op_bce_loss(&k->c, k->out.logits, target, weight, T));
 }

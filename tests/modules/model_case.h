@@ -4,7 +4,7 @@
  * golden values (golden_model.h); tests/parity does the same at real sizes, with the reference at hand.
  *
  * The file holds image0, image1, ... (h, w, 3) u8, ask.image and ask.rect (asks), in the metadata ask.text0, ...; and the
- * targets of its loss, which case_loss names.
+ * targets of its loss, which case_loss names. Second pictures: pair.image, pair.rect.
  */
 #pragma once
 #include "modules/module.h"
@@ -34,6 +34,7 @@ float case_number(const ModelCase *k, const char *name);
 
 /* The loss of the last case_forward, put on the tape when there is one; the mean over asks.
  *   VQA   target (asks, V): binary cross entropy summed over answers, at the metadata's temperature (1 when there is none)
+ *         label (asks) of one whose answers exclude each other (NLVR2): cross entropy
  *         of a module that writes its answers, BLIP: target (asks, nlabels) are the answers' weights
  *   CLIP  the asks are images x texts; text_of (images) with image_weight, image_of (texts) with text_weight, either may be missing
  *   LOC   target.count (asks), target.box (sum of counts, 4), target.score; metadata: the members of LocLossConfig */

@@ -1,6 +1,7 @@
 /* test_vilt.c -- ViLT against transformers: outputs, loss, every gradient, ten updates; and its towers' counters. */
 #include <math.h>
 
+#include "modules/answer.h"
 #include "tests/kernels/kernels.h"
 #include "tests/modules/golden_model.h"
 
@@ -52,4 +53,48 @@ TEST(vilt_image_once) {
         EXPECT_NEAR((double)b[V + v], (double)a[v], 1e-5, "answer %" PRId64 " of ask 0", v);
     }
     case_close(&g);
+}
+
+/* ---- two pictures --------------------------------------------------------------------------------- */
+
+#define NLVR2 "tests/golden/tiny-nlvr2"
+
+DEVICE_TEST(nlvr2_outputs) {
+    ModelCase g;
+    if (!golden_open(&g, NLVR2)) return;
+    EXPECT(g.m->images == 2 && g.m->nlabels == 2 && !strcmp(g.m->label[1], "True") && !module_multi_label(g.m), "%d images, %d labels", g.m->images,
+           g.m->nlabels);
+    for (int tape = 0; tape < 2; tape++) {
+        case_begin(&g, tape);
+        case_forward(&g);
+        golden_compare(&g, g.out.logits, "logits", 1e-5);
+    }
+    /* Three distinct first pictures and four second ones, one of which also came first. */
+    EXPECT(g.m->image_rows == 2 * 7, "%" PRId64 " image rows", g.m->image_rows);
+    case_close(&g);
+}
+
+DEVICE_TEST(nlvr2_gradients) {
+    ModelCase g;
+    if (!golden_open(&g, NLVR2)) return;
+    golden_gradients(&g, 1e-4);
+    case_close(&g);
+}
+
+DEVICE_TEST(nlvr2_ten_updates) {
+    ModelCase g;
+    if (!golden_open(&g, NLVR2)) return;
+    golden_train(&g, 1e-3);
+    case_close(&g);
+}
+
+/* A program's steps are about one picture. */
+TEST(nlvr2_is_no_step) {
+    Error e = {0};
+    EXPECT(!module_open_for("VQA", NLVR2, device_cpu(0), MODULE_FROZEN, &e) && strstr(e.text, "questions about 2 pictures") && e.status == FAIL_MODEL, "%s",
+           e.text);
+    Module *m = module_open_end_to_end(NLVR2, device_cpu(0), &e);
+    EXPECT(m, "%s", e.text);
+    module_close(m);
+    EXPECT(!module_open_end_to_end("tests/golden/tiny-owlvit", device_cpu(0), &e) && strstr(e.text, "LOC"), "%s", e.text);
 }

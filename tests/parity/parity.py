@@ -82,6 +82,18 @@ def vilt(folder, dtype, **how):
     return lambda model: reference.vilt_case(folder, model, asks(QUESTIONS), dtype, **how), model
 
 
+def nlvr2(folder, dtype):
+    import transformers
+    import reference
+
+    write_bert(folder)
+    config = transformers.ViltConfig(num_labels=2, num_images=2, modality_type_vocab_size=3, layer_norm_eps=1e-12, tie_word_embeddings=False)
+    model = reference.nlvr2_save(folder, config, 384)
+    rows = asks(["There are exactly two dogs in both images.", "The left image contains twice the number of balloons."])
+    rows.pairs = [(1, (0, 0, 427, 640)), (2, (40, 30, 290, 155))]
+    return lambda model: reference.nlvr2_case(folder, model, rows, dtype), model
+
+
 def owlvit(folder, dtype, vision, text, asked=2):
     import transformers
     import reference
@@ -122,6 +134,7 @@ L14_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads"
 MODELS = {
     "vilt-vqa": ("ViLT-B/32, 3129 answers", "f64", vilt),
     "vilt-vqa-kd": ("the same, distillation at T = 2", "f64", lambda f, d: vilt(f, d, temperature=2.0)),
+    "vilt-nlvr2": ("ViLT-B/32, NLVR2: two pictures", "f64", nlvr2),
     "owlvit-b32": ("OWL-ViT-B/32", "f64", lambda f, d: owlvit(f, d, {}, {})),
     "owlvit-b16": ("OWL-ViT-B/16", "f32", lambda f, d: owlvit(f, d, B16, {}, 1)),
     "clip-b32": ("CLIP ViT-B/32, contrastive loss", "f64", lambda f, d: clip(f, d, {}, {})),
