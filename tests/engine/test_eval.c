@@ -1,5 +1,7 @@
 /* test_eval.c -- accuracy, its policy for what goes wrong, the oracle, blame. */
 #include "engine/oracle.h"
+#include "engine/train.h"
+#include "modules/answer.h"
 
 #include <math.h>
 #include <unistd.h>
@@ -415,9 +417,54 @@ TEST(eval_nlvr) {
     EXPECT(eval_programs(&b.run, answerer, 1, &d, &ec, &r, &e), "%s", e.text);
     EXPECT(r.n == 4 && r.right == 3 && !r.failed, "%d of %d", (int)r.right, (int)r.n);
     EXPECT(r.groups == 3 && r.groups_right == 2, "%d of %d groups", (int)r.groups_right, (int)r.groups);
-    EXPECT(!eval_end_to_end(&b.run, NULL, &d, &ec, &r, &e) && strstr(e.text, "2 images"), "\"%s\"", e.text);
+    /* End to end: a model of one picture is refused, one of two is asked about each pair. */
+    Module *one = module_open("configs/models/tiny-vilt", b.run.dev, MODULE_FROZEN, false, 3, &e);
+    Module *two = module_open_end_to_end("tests/golden/tiny-nlvr2", b.run.dev, &e);
+    CHECK(one && two, "%s", e.text);
+    EXPECT(!eval_end_to_end(&b.run, one, &d, &ec, &r, &e) && strstr(e.text, "2 images"), "\"%s\"", e.text);
+    EXPECT(eval_end_to_end(&b.run, two, &d, &ec, &r, &e), "%s", e.text);
+    EXPECT(r.n == 4 && two->asks == 4 && two->image_rows == 2 && two->text_rows == 1, "%d statements, %d asks, %d pictures", (int)r.n, (int)two->asks,
+           (int)two->image_rows);
+    module_close(one);
+    module_close(two);
     run_close(&b.run);
     dataset_close(&d);
+}
+
+/* A model of two pictures learns whose answer is which, from their statements; the pairs of a statement stay together. */
+TEST(eval_trains_on_pairs) {
+    char dir[300], path[400], out[400], set[6][500];
+    write_questions(dir, sizeof dir, "pairs", "{}");
+    snprintf(path, sizeof path, "%s/train_nlvr.jsonl", dir);
+    snprintf(out, sizeof out, "%s/pairs-run", test_dir());
+    static const char text[] =
+        "{\"identifier\":\"t-1-0-0\",\"sentence\":\"red\",\"label\":\"True\",\"left\":\"hard_test_0000000.jpg\",\"right\":\"hard_test_0000001.jpg\"}\n"
+        "{\"identifier\":\"t-1-1-0\",\"sentence\":\"red\",\"label\":\"False\",\"left\":\"hard_test_0000001.jpg\",\"right\":\"hard_test_0000000.jpg\"}\n"
+        "{\"identifier\":\"t-1-2-0\",\"sentence\":\"red\",\"label\":\"False\",\"left\":\"hard_test_0000000.jpg\",\"right\":\"hard_test_0000002.jpg\"}\n"
+        "{\"identifier\":\"t-1-2-1\",\"sentence\":\"blue\",\"label\":\"True\",\"left\":\"hard_test_0000000.jpg\",\"right\":\"hard_test_0000002.jpg\"}\n";
+    Error e = {0};
+    CHECK(file_write_atomic(path, text, strlen(text), &e), "%s", e.text);
+    snprintf(set[0], sizeof set[0], "data.dir=%s", dir);
+    snprintf(set[1], sizeof set[1], "run.out=%s", out);
+    const char *list[] = {set[0], set[1], "data.kind=nlvr2", "data.split=train", "model.vqa=tests/golden/tiny-nlvr2", "train.module=vqa",
+                          "train.steps=60", "train.batch=8", "train.lr=0.003", "train.eval_every=0", "run.log_every=1000000", "run.threads=1"};
+    Config cfg;
+    CHECK(config_load(&cfg, NULL, list, COUNT_OF(list), &e), "%s", e.text);
+    EXPECT(train_run(&cfg, &e), "%s", e.text);
+    Run r;
+    TrainSet t;
+    double score = 0;
+    snprintf(path, sizeof path, "%s/model", out);
+    run_open(&r, &cfg, NULL);
+    Module *m = module_open_end_to_end(path, r.dev, &e);
+    CHECK(m, "%s", e.text);
+    CHECK(trainset_open(&t, &(DatasetConfig){.type = "nlvr2", .dir = dir, .split = "train"}, m, &e), "%s", e.text);
+    EXPECT(t.n == 4 && t.by_image.nsamples == 3 && t.by_image.sample[0].nimages == 2, "%d statements, %d pairs", (int)t.n, (int)t.by_image.nsamples);
+    EXPECT(train_eval(&r, m, &t, 0, &score, &e), "%s", e.text);
+    EXPECT(score == 100, "accuracy %.1f%% on four statements of which two pairs differ in their order alone", score);
+    trainset_close(&t);
+    module_close(m);
+    run_close(&r);
 }
 
 /* A fresh network asked end to end: its argmax is counted, and the same in any batch size. */
