@@ -233,6 +233,35 @@ static bool copy_file(const char *from, const char *to, const char *name, Error 
     return ok;
 }
 
+/* config.json says in what type the weights are stored, and transformers would round ours to it. True when it had to be told. */
+static bool told_f32(json_t *config) {
+    static const char *const keys[] = {"dtype", "torch_dtype"}, *const parts[] = {"text_config", "vision_config"};
+    bool told = false;
+    for (int i = 0; i < COUNT_OF(keys); i++) {
+        const char *type = json_string_value(json_object_get(config, keys[i]));
+        if (!type || !strcmp(type, "float32")) continue;
+        json_object_set_new(config, keys[i], json_string("float32"));
+        told = true;
+    }
+    for (int i = 0; i < COUNT_OF(parts); i++)
+        if (json_is_object(json_object_get(config, parts[i]))) told |= told_f32(json_object_get(config, parts[i]));
+    return told;
+}
+
+static bool save_config(const Module *m, const char *folder, Error *e) {
+    json_t *config = json_deep_copy(m->config);
+    bool ok;
+    if (told_f32(config)) {
+        char path[600], *text = json_dumps(config, JSON_INDENT(2));
+        ok = path_join(path, sizeof path, folder, "config.json", e) && file_write_atomic(path, text, strlen(text), e);
+        free(text);
+    } else {
+        ok = copy_file(m->folder, folder, "config.json", e);
+    }
+    json_decref(config);
+    return ok;
+}
+
 bool module_save(const Module *m, const char *folder, Error *e) {
     char path[600];
     if (!make_dirs(folder, e) || !path_join(path, sizeof path, folder, "model.safetensors", e)) return false;
@@ -243,10 +272,10 @@ bool module_save(const Module *m, const char *folder, Error *e) {
         size_t n = strlen(f->d_name);
         bool text =
             (n > 5 && !strcmp(f->d_name + n - 5, ".json")) || (n > 4 && !strcmp(f->d_name + n - 4, ".txt"));
-        if (text && !strstr(f->d_name, "safetensors")) ok = copy_file(m->folder, folder, f->d_name, e);
+        if (text && !strstr(f->d_name, "safetensors") && strcmp(f->d_name, "config.json")) ok = copy_file(m->folder, folder, f->d_name, e);
     }
     closedir(d);
-    return ok && params_save(&m->params, path, e);
+    return ok && save_config(m, folder, e) && params_save(&m->params, path, e);
 }
 
 void module_begin(Module *m) {

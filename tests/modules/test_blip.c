@@ -2,6 +2,7 @@
 #include <math.h>
 #include <unistd.h>
 
+#include "engine/distill.h"
 #include "modules/answer.h"
 #include "tests/kernels/kernels.h"
 #include "tests/modules/golden_model.h"
@@ -190,4 +191,86 @@ TEST(blip_tied_weights) {
         free(t);
     }
     st_close(&st);
+}
+
+/* A folder of shards in half precision is saved as one file of f32, and says so: transformers would round it otherwise. */
+TEST(blip_saves_f32) {
+    Error e = {0};
+    char *config, changed[4096], index[64 << 10] = "{\"weight_map\": {", path[700], saved[600];
+    size_t n;
+    SafeTensors st;
+    CHECK(file_read(FOLDER "/config.json", &config, &n, 1 << 16, &e) && st_open(&st, FOLDER "/model.safetensors", &e), "%s", e.text);
+    const char *folder = copy_of("blip-shards", "model.safetensors");
+    char *type = strstr(config, "\"dtype\": \"float32\"");
+    CHECK(type, "dtype in config.json");
+    memcpy(strstr(type, "32"), "16", 2);
+    snprintf(changed, sizeof changed, "%s", config);
+    write_in(folder, "config.json", changed);
+    for (int half = 0; half < 2; half++) {
+        char file[32];
+        snprintf(file, sizeof file, "model-%d.safetensors", half + 1);
+        path_join(path, sizeof path, folder, file, NULL);
+        const int from = half * st.ntensors / 2, to = (half + 1) * st.ntensors / 2;
+        EXPECT(st_write(path, st.tensors + from, to - from, NULL, 0, &e), "%s", e.text);
+        for (int i = from; i < to; i++)
+            snprintf(index + strlen(index), sizeof index - strlen(index), "%s\"%s\": \"%s\"", i ? ", " : "", st.tensors[i].name, file);
+    }
+    strcat(index, "}}");
+    write_in(folder, "model.safetensors.index.json", index);
+    Module *m = module_open(folder, device_cpu(0), MODULE_FROZEN, true, 0, &e);
+    path_join(saved, sizeof saved, test_dir(), "blip-saved", NULL);
+    EXPECT(m && module_save(m, saved, &e), "%s", e.text);
+    module_close(m);
+    free(config);
+    path_join(path, sizeof path, saved, "config.json", NULL);
+    CHECK(file_read(path, &config, &n, 1 << 16, &e), "%s", e.text);
+    EXPECT(strstr(config, "float32") && !strstr(config, "float16") && strstr(config, "\"bos_token_id\": 60"), "%s", config);
+    path_join(path, sizeof path, saved, "model.safetensors.index.json", NULL);
+    EXPECT(access(path, F_OK), "the index is copied");
+    m = module_open(saved, device_cpu(0), MODULE_FROZEN, true, 0, &e);
+    EXPECT(m, "%s", e.text);
+    for (int i = 0; m && i < m->params.n; i++) {
+        const Param *p = m->params.param[i];
+        EXPECT(!memcmp(p->t.data, st_find(&st, p->name)->data, (size_t)p->n * 4), "%s has other values", p->name);
+    }
+    module_close(m);
+    st_close(&st);
+    free(config);
+}
+
+/* ---- distillation --------------------------------------------------------------------------------- */
+
+/* A lesson is a distribution over answers: with soft targets alone its loss is the reference's; hard ones see the likeliest. */
+TEST(blip_learns_lessons) {
+    ModelCase g;
+    if (!golden_open(&g, FOLDER)) return;
+    Config cfg = {0};
+    Lesson lesson[4] = {0};
+    const Lesson *list[4];
+    CHECK(g.n == 4, "%" PRId64 " asks", g.n);
+    case_begin(&g, true);
+    case_forward(&g);
+    float *target = (float *)case_f32(&g, "target"), loss = *case_f32(&g, "loss");
+    for (int i = 0; i < 4; i++) {
+        lesson[i].p = target + (int64_t)i * g.m->nlabels;
+        list[i] = &lesson[i];
+    }
+    cfg.distill.soft = 1;
+    EXPECT_NEAR(distill_vqa_loss(&g.c, &g.out, list, g.m, 4, &cfg), (double)loss, 1e-4 * (double)loss, "soft targets");
+    tape_backward(&g.c);
+    golden_compare_grads(&g, 1e-4);
+
+    cfg.distill.soft = cfg.distill.hard = 0.5;
+    list[1] = NULL; /* nobody taught it */
+    case_begin(&g, false);
+    case_forward(&g);
+    target = (float *)case_f32(&g, "target");
+    float *mixed = ARENA_NEW(&g.host, float, 4 * g.m->nlabels), weight[4] = {0.25f, 0, 0.25f, 0.25f};
+    for (int i = 0; i < 4; i++) {
+        lesson[i].p = target + (int64_t)i * g.m->nlabels;
+        for (int v = 0; v < g.m->nlabels; v++) mixed[i * g.m->nlabels + v] = 0.5f * lesson[i].p[v] + 0.5f * (v == argmax(lesson[i].p, g.m->nlabels));
+    }
+    const double want = g.m->type->answer_loss(g.m, &g.c, &g.out, mixed, weight);
+    EXPECT_NEAR(distill_vqa_loss(&g.c, &g.out, list, g.m, 4, &cfg), want, 1e-5 * want, "soft and hard targets");
+    case_close(&g);
 }

@@ -126,6 +126,21 @@ def blip(folder, dtype, **how):
     return lambda model: reference.blip_case(folder, model, asks(QUESTIONS[:2]), dtype, **how), model
 
 
+def stored(make, dtype_name):
+    """The same folder as people publish it: weights of half the width, in several files."""
+
+    def made(folder, dtype):
+        import torch
+
+        make_case, model = make(folder, dtype)
+        (folder / "model.safetensors").unlink()
+        model.to(getattr(torch, dtype_name)).save_pretrained(folder, max_shard_size="100MB")
+        assert len(list(folder.glob("model-*.safetensors"))) > 1
+        return make_case, model.float()
+
+    return made
+
+
 B16 = {"patch_size": 16}
 L14 = {"image_size": 840, "patch_size": 14, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 L14_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
@@ -134,11 +149,13 @@ L14_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads"
 MODELS = {
     "vilt-vqa": ("ViLT-B/32, 3129 answers", "f64", vilt),
     "vilt-vqa-kd": ("the same, distillation at T = 2", "f64", lambda f, d: vilt(f, d, temperature=2.0)),
+    "vilt-vqa-f16": ("the same, stored as f16 in shards", "f64", stored(vilt, "float16")),
     "vilt-nlvr2": ("ViLT-B/32, NLVR2: two pictures", "f64", nlvr2),
     "owlvit-b32": ("OWL-ViT-B/32", "f64", lambda f, d: owlvit(f, d, {}, {})),
     "owlvit-b16": ("OWL-ViT-B/16", "f32", lambda f, d: owlvit(f, d, B16, {}, 1)),
     "clip-b32": ("CLIP ViT-B/32, contrastive loss", "f64", lambda f, d: clip(f, d, {}, {})),
     "clip-b32-class": ("the same, classification", "f64", lambda f, d: clip(f, d, {}, {}, classes=[2, 0, 0])),
+    "clip-b32-bf16": ("the same, stored as bf16 in shards", "f64", stored(lambda f, d: clip(f, d, {}, {}), "bfloat16")),
     "clip-l14": ("CLIP ViT-L/14, contrastive loss", "f64", lambda f, d: clip(f, d, L14 | {"image_size": 224}, L14_TEXT)),
     "blip-vqa": ("BLIP VQA base, 200 ranked answers", "f64", blip),
     "owlvit-l14": ("OWL-ViT-L/14", "f32", lambda f, d: owlvit(f, d, L14, L14_TEXT, 1)),
