@@ -136,7 +136,7 @@ static bool read_sizes(Blip *o, Error *e) {
         !config_int(m, "text_config.intermediate_size", 3072, 1, 1 << 20, &o->text_mlp, e) ||
         !config_int(m, "text_config.num_hidden_layers", 12, 0, MAX_LAYERS, &o->text_layers, e) ||
         !config_int(m, "text_config.num_attention_heads", 8, 1, o->W, &o->text_heads, e) ||
-        !config_int(m, "text_config.max_position_embeddings", 512, 2, 1 << 16, &o->positions, e) ||
+        !config_int(m, "text_config.max_position_embeddings", 512, ANSWER_IDS, 1 << 16, &o->positions, e) ||
         !config_int(m, "text_config.vocab_size", 30524, 1, 1 << 24, &o->vocab, e) ||
         !config_int(m, "text_config.bos_token_id", 30522, 0, o->vocab - 1, &o->begin, e) ||
         !config_int(m, "text_config.sep_token_id", 102, 0, o->vocab - 1, &o->end, e) ||
@@ -278,7 +278,7 @@ static Tensor *bert_run(const Blip *o, Ctx *c, const Bert *b, Tensor *x, const u
         Tensor *y = tensor_like(c, x); /* nobody will look back: keep the result alone, as block_forward does */
         size_t step = arena_mark(c->step), host = arena_mark(c->host);
         Tensor *r = layer_body(o, c, &b->layer[i], x, kv, mask, causal, s);
-        c->dev->ops->copy_rows(c->dev->main, F32, y->data, numel(y), r->data, numel(y), 1, numel(y), false);
+        c->dev->ops->copy_rows(c->dev->main, y->dtype, y->data, numel(y), r->data, numel(y), 1, numel(y), false);
         arena_reset(c->step, step);
         arena_reset(c->host, host);
         x = y;
@@ -345,7 +345,7 @@ static int32_t *question_ids(const Blip *o, Ctx *c, const Ask *ask, int64_t n, i
  * some 4 MB per question and layer. */
 static Tensor *encode(const Blip *o, Ctx *c, Tensor *tokens, const int32_t *img, const int32_t *ids, const int *len, int64_t n, int64_t L) {
     const int64_t group = c->tape ? n : GROUP;
-    Tensor *all = c->tape ? NULL : TENSOR(c, F32, n, L, o->W);
+    Tensor *all = c->tape ? NULL : TENSOR(c, tokens->dtype, n, L, o->W);
     for (int64_t at = 0; at < n; at += group) {
         const int64_t k = MIN(group, n - at);
         size_t step = arena_mark(c->step), host = arena_mark(c->host);
@@ -353,7 +353,8 @@ static Tensor *encode(const Blip *o, Ctx *c, Tensor *tokens, const int32_t *img,
         Tensor *x = bert_embed(o, c, &o->encoder, ids + at * L, k, L);
         x = bert_run(o, c, &o->encoder, x, length_mask(c, len + at, NULL, k, L), false, &image);
         if (c->tape) return x;
-        c->dev->ops->copy_rows(c->dev->main, F32, (float *)all->data + at * L * o->W, numel(x), x->data, numel(x), 1, numel(x), false);
+        char *to = (char *)all->data + (size_t)(at * L * o->W) * dtype_size(all->dtype);
+        c->dev->ops->copy_rows(c->dev->main, x->dtype, to, numel(x), x->data, numel(x), 1, numel(x), false);
         arena_reset(c->step, step);
         arena_reset(c->host, host);
     }
@@ -366,7 +367,7 @@ static Tensor *encode(const Blip *o, Ctx *c, Tensor *tokens, const int32_t *img,
 static Tensor **decoder_kv(const Blip *o, Ctx *c, const Asked *q, int64_t first, int64_t n) {
     Tensor **kv = arena_alloc(c->host, (size_t)o->text_layers * sizeof *kv);
     Tensor part = *q->states;
-    part.data = (float *)part.data + first * q->L * o->W;
+    part.data = (char *)part.data + (size_t)(first * q->L * o->W) * dtype_size(part.dtype);
     part.shape[0] = n;
     part.needs_grad = false;
     for (int64_t i = 0; i < o->text_layers; i++) kv[i] = linear(c, o->decoder.layer[i].kv, &part);
@@ -482,11 +483,11 @@ static void blip_write(Module *m, Ctx *c, const Outputs *out, const char **answe
     for (int64_t at = 0; at < q->n; at += GROUP) {
         const int64_t n = MIN(GROUP, q->n - at);
         int32_t word[GROUP][ANSWER_IDS], flat[GROUP * ANSWER_IDS];
-        int len[GROUP], open = (int)n, most = (int)MIN(ANSWER_IDS, o->positions);
+        int len[GROUP], open = (int)n;
         size_t step = arena_mark(c->step), host = arena_mark(c->host);
         Tensor **kv = decoder_kv(o, c, q, at, n);
         for (int64_t i = 0; i < n; i++) word[i][0] = (int32_t)o->begin, len[i] = 0;
-        for (int T = 1; T < most && open; T++) {
+        for (int T = 1; T < ANSWER_IDS && open; T++) {
             size_t inner = arena_mark(c->step), inner_host = arena_mark(c->host);
             for (int64_t i = 0; i < n; i++) memcpy(flat + i * T, word[i], (size_t)T * sizeof *flat);
             const float *logit = next_word(o, c, q, at, kv, flat, n, T);
@@ -496,7 +497,7 @@ static void blip_write(Module *m, Ctx *c, const Outputs *out, const char **answe
                 for (int v = 1; v < o->vocab; v++)
                     if (x[v] > x[best]) best = v;
                 word[i][T] = best;
-                if (!len[i] && (best == o->end || T + 1 == most)) {
+                if (!len[i] && (best == o->end || T + 1 == ANSWER_IDS)) {
                     len[i] = best == o->end ? T : T + 1;
                     open--;
                 }

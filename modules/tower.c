@@ -9,7 +9,7 @@ static void run_chunks(const Tower *t, Ctx *c, const Ask *const *ask, int64_t n,
         int64_t shape[MAX_DIMS];
         memcpy(shape, t->shape[k], sizeof shape);
         shape[0] = n;
-        out[k] = tensor_new(c, F32, t->ndim[k], shape);
+        out[k] = tensor_new(c, t->type, t->ndim[k], shape);
     }
     for (int64_t at = 0; at < n; at += t->chunk) {
         size_t step = arena_mark(c->step), host = arena_mark(c->host);
@@ -17,7 +17,9 @@ static void run_chunks(const Tower *t, Ctx *c, const Ask *const *ask, int64_t n,
         t->run(t->module, c, ask + at, MIN(t->chunk, n - at), part);
         for (int k = 0; k < t->nout; k++) {
             int64_t values = numel(part[k]), row = values / part[k]->shape[0];
-            c->dev->ops->copy_rows(c->dev->main, F32, (float *)out[k]->data + at * row, values, part[k]->data, values, 1, values, false);
+            CHECK(part[k]->dtype == t->type, "%s: output %d of a tower has another type", t->module->folder, k);
+            c->dev->ops->copy_rows(c->dev->main, t->type, (char *)out[k]->data + (size_t)(at * row) * dtype_size(t->type), values, part[k]->data,
+                                   values, 1, values, false);
         }
         arena_reset(c->step, step);
         arena_reset(c->host, host);

@@ -16,6 +16,7 @@ typedef struct Tower {
     int nout;
     int64_t shape[TOWER_OUTS][MAX_DIMS]; /* of the outputs, row i for item i; shape[k][0] is filled in */
     int ndim[TOWER_OUTS];
+    DType type;                          /* of all of them */
     int64_t chunk;                       /* items per run without a tape */
     void (*run)(Module *m, Ctx *c, const Ask *const *ask, int64_t n, Tensor **out);
     TowerKey (*key)(const Ask *a);
