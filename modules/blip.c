@@ -1,15 +1,18 @@
 /* blip.c -- BLIP for VQA: it writes its answer, or ranks those of a list. Source: Li et al. 2022.
  *
- * An image encoder; a question encoder that looks at the image in every layer; an answer decoder that looks at what the question
- * encoder gave. Names, sizes and numerics are those of Hugging Face's BlipForQuestionAnswering. What the published code adds:
+ * An image encoder; a question encoder that looks at the image in every layer; an answer decoder that looks
+ * at what the question encoder gave. Names, sizes and numerics are those of Hugging Face's
+ * BlipForQuestionAnswering. What the published code adds:
  *
- *   answer_list.json   in the folder, a list of answers: the module then ranks these (the original's closed vocabulary) and
- *                      can teach and be taught; without it the answer is written word by word, and there are no probabilities
- *   "question_start"   in config.json: "[CLS]" (default, what transformers feeds) or "[ENC]", the token that the weights were
- *                      trained with; then the question loses its punctuation and is cut at 50 words as in training
+ *   answer_list.json   in the folder, a list of answers: the module then ranks these (the original's closed
+ *                      vocabulary) and can teach and be taught; without it the answer is written word by
+ *                      word, and there are no probabilities
+ *   "question_start"   in config.json: "[CLS]" (default, what transformers feeds) or "[ENC]", the token
+ *                      that the weights were trained with; then the question loses its punctuation and is
+ *                      cut at 50 words as in training
  *
- * A question's answer never depends on the others of its batch: padding is masked everywhere (the reference masks none when it
- * writes, which is the same for a question on its own).
+ * A question's answer never depends on the others of its batch: padding is masked everywhere (the reference
+ * masks none when it writes, which is the same for a question on its own).
  */
 #include <math.h>
 
@@ -62,7 +65,8 @@ typedef struct Asked {
 
 /* ---- opening -------------------------------------------------------------------------------------- */
 
-static Layer fused(ParamSet *ps, int count, int64_t out, int64_t in, const char *prefix, const char *const *names) {
+static Layer fused(ParamSet *ps, int count, int64_t out, int64_t in, const char *prefix,
+                   const char *const *names) {
     return (Layer){param_fused(ps, PARAM_WEIGHT, count, 2, (int64_t[]){out, in}, prefix, names, ".weight"),
                    param_fused(ps, PARAM_BIAS, count, 1, (int64_t[]){out}, prefix, names, ".bias")};
 }
@@ -72,7 +76,8 @@ static void bert_declare(const Blip *o, Bert *b, ParamSet *ps, const char *prefi
                       *const kv[] = {"crossattention.self.key", "crossattention.self.value"};
     int64_t W = o->W;
     b->word = PARAM(ps, PARAM_EMBEDDING, (o->vocab, W), "%sembeddings.word_embeddings.weight", prefix);
-    b->position = PARAM(ps, PARAM_EMBEDDING, (o->positions, W), "%sembeddings.position_embeddings.weight", prefix);
+    b->position =
+        PARAM(ps, PARAM_EMBEDDING, (o->positions, W), "%sembeddings.position_embeddings.weight", prefix);
     b->norm = norm_new(ps, W, "%sembeddings.LayerNorm", prefix);
     for (int64_t i = 0; i < o->text_layers; i++) {
         BertLayer *l = &b->layer[i];
@@ -143,17 +148,25 @@ static bool read_sizes(Blip *o, Error *e) {
         !config_float(m, "text_config.layer_norm_eps", 1e-12, &o->text_eps, e) ||
         !config_float(m, "text_config.hidden_dropout_prob", 0, &o->dropout, e) ||
         !config_float(m, "text_config.label_smoothing", 0, &smoothing, e) ||
-        !config_activation(m, "text_config.hidden_act", "gelu", &o->text_act, e) || !processor_norm(m, &o->patches, e))
+        !config_activation(m, "text_config.hidden_act", "gelu", &o->text_act, e) ||
+        !processor_norm(m, &o->patches, e))
         return false;
     if (o->C % o->heads || o->W % o->text_heads)
-        return fail_as(e, FAIL_MODEL, "%s/config.json: hidden sizes %" PRId64 " and %" PRId64 " do not divide into %" PRId64 " and %" PRId64 " heads",
+        return fail_as(e, FAIL_MODEL,
+                       "%s/config.json: hidden sizes %" PRId64 " and %" PRId64 " do not divide into %" PRId64
+                       " and %" PRId64 " heads",
                        m->folder, o->C, o->W, o->heads, o->text_heads);
     if (o->C != o->W) /* the decoder's keys are as wide as the image's, and look at the question */
-        return fail_as(e, FAIL_MODEL, "%s/config.json: vision_config.hidden_size %" PRId64 ", text_config.hidden_size %" PRId64 "; this architecture wants them equal",
+        return fail_as(e, FAIL_MODEL,
+                       "%s/config.json: vision_config.hidden_size %" PRId64
+                       ", text_config.hidden_size %" PRId64 "; this architecture wants them equal",
                        m->folder, o->C, o->W);
     if (image % patch)
-        return fail_as(e, FAIL_MODEL, "%s/config.json: image_size %" PRId64 " is not a multiple of patch_size %" PRId64, m->folder, image, patch);
-    o->smoothing = smoothing > 0 ? (float)smoothing : 0.1f; /* what the published weights were trained and rank with */
+        return fail_as(e, FAIL_MODEL,
+                       "%s/config.json: image_size %" PRId64 " is not a multiple of patch_size %" PRId64,
+                       m->folder, image, patch);
+    /* Without a word in the file: what the published weights were trained and rank with. */
+    o->smoothing = smoothing > 0 ? (float)smoothing : 0.1f;
     o->grid = image / patch;
     o->P = o->grid * o->grid;
     o->patches.patch = (int)patch;
@@ -164,9 +177,12 @@ static bool read_sizes(Blip *o, Error *e) {
 static bool read_start(Blip *o, Error *e) {
     const char *start = config_string(&o->m, "question_start", "[CLS]");
     o->cleaned = !strcmp(start, "[ENC]");
-    o->start = o->cleaned ? o->begin + 1 : token_first(o->m.tokenizer); /* the two ids behind BERT's vocabulary: [DEC], [ENC] */
+    /* [DEC] and [ENC] are the two ids behind BERT's vocabulary. */
+    o->start = o->cleaned ? o->begin + 1 : token_first(o->m.tokenizer);
     if ((!o->cleaned && strcmp(start, "[CLS]")) || o->start >= o->vocab)
-        return fail_as(e, FAIL_MODEL, "%s/config.json: question_start is \"%s\" (id %" PRId64 " of %" PRId64 "); known are [CLS], [ENC]",
+        return fail_as(e, FAIL_MODEL,
+                       "%s/config.json: question_start is \"%s\" (id %" PRId64 " of %" PRId64
+                       "); known are [CLS], [ENC]",
                        o->m.folder, start, o->start, o->vocab);
     return true;
 }
@@ -189,7 +205,8 @@ static bool read_answers(Blip *o, Error *e) {
         m->label[i] = arena_strdup(&m->host, text, strlen(text));
         int ids[ANSWER_IDS];
         o->answer_len[i] = token_encode(m->tokenizer, text, strlen(text), ids, ANSWER_IDS);
-        for (int k = 0; k < o->answer_len[i]; k++) o->answer[i * ANSWER_IDS + k] = k ? ids[k] : (int32_t)o->begin;
+        for (int k = 0; k < o->answer_len[i]; k++)
+            o->answer[i * ANSWER_IDS + k] = k ? ids[k] : (int32_t)o->begin;
     }
     m->nlabels = n;
     json_decref(list);
@@ -202,12 +219,19 @@ static bool blip_open(Module *m, Error *e) {
     Blip *o = (Blip *)m;
     if (!read_sizes(o, e) || !(m->tokenizer = token_open(m->folder, TOKEN_BERT, e))) return false;
     if (token_size(m->tokenizer) > o->vocab)
-        return fail_as(e, FAIL_MODEL, "%s: the tokenizer has ids up to %d, config.json's text_config.vocab_size is %" PRId64, m->folder,
-                       token_size(m->tokenizer) - 1, o->vocab);
+        return fail_as(e, FAIL_MODEL,
+                       "%s: the tokenizer has ids up to %d, config.json's text_config.vocab_size is %" PRId64,
+                       m->folder, token_size(m->tokenizer) - 1, o->vocab);
     if (!read_start(o, e) || !read_answers(o, e)) return false;
     declare(o);
-    o->images = (Tower){.module = m, .nout = 1, .run = image_run, .key = ask_image_key, .rows = &m->image_rows,
-                        .ndim = {3}, .shape = {{0, o->P + 1, o->C}}, .chunk = tower_chunk(o->P + 1, o->C)};
+    o->images = (Tower){.module = m,
+                        .nout = 1,
+                        .run = image_run,
+                        .key = ask_image_key,
+                        .rows = &m->image_rows,
+                        .ndim = {3},
+                        .shape = {{0, o->P + 1, o->C}},
+                        .chunk = tower_chunk(o->P + 1, o->C)};
     return true;
 }
 
@@ -222,10 +246,12 @@ static void image_run(Module *m, Ctx *c, const Ask *const *ask, int64_t n, Tenso
     for (int64_t i = 0; i < n; i++) {
         image[i] = ask[i]->image;
         rect[i] = ask[i]->rect;
-        size[i][0] = size[i][1] = (int)o->grid * o->patches.patch; /* stretched to the square, whatever its shape */
+        size[i][0] = size[i][1] =
+            (int)o->grid * o->patches.patch; /* stretched to the square, whatever its shape */
     }
-    Tensor *part[2] = {RESHAPE(c, op_gather(c, o->class_embedding, zero, n), n, 1, o->C),
-                       linear(c, o->patch, op_image_patches(c, image, rect, (const int(*)[2])size, &o->patches, n))};
+    Tensor *part[2] = {
+        RESHAPE(c, op_gather(c, o->class_embedding, zero, n), n, 1, o->C),
+        linear(c, o->patch, op_image_patches(c, image, rect, (const int(*)[2])size, &o->patches, n))};
     Tensor *x = op_add_rows(c, op_concat_tokens(c, part, 2), o->position);
     BlockSpec spec = {.H = (int)o->heads, .eps = (float)o->eps, .act = o->act};
     for (int64_t i = 0; i < o->layers; i++) x = block_forward(c, &o->block[i], x, &spec);
@@ -244,7 +270,7 @@ static Tensor *bert_embed(const Blip *o, Ctx *c, const Bert *b, const int32_t *i
 typedef struct Seen {
     Tensor *from;         /* (rows, Tk, its width) */
     const int32_t *row;   /* NULL: item i sees row i */
-    Tensor *const *kv;    /* keys and values of each layer when they are known already, (items, Tk, 2W); else NULL */
+    Tensor *const *kv;    /* keys and values of each layer when known already, (items, Tk, 2W); else NULL */
     const uint8_t *mask;  /* (items, Tk) device, or NULL */
 } Seen;
 
@@ -258,7 +284,8 @@ static Tensor *joined(const Blip *o, Ctx *c, Layer l, Tensor *y, Tensor *x, Laye
     return norm(c, n, op_add(c, op_dropout(c, linear(c, l, y), (float)o->dropout), x), (float)o->text_eps);
 }
 
-static Tensor *layer_body(const Blip *o, Ctx *c, const BertLayer *l, Tensor *x, Tensor *kv, const uint8_t *mask, bool causal, const Seen *s) {
+static Tensor *layer_body(const Blip *o, Ctx *c, const BertLayer *l, Tensor *x, Tensor *kv,
+                          const uint8_t *mask, bool causal, const Seen *s) {
     const int H = (int)o->text_heads;
     x = joined(o, c, l->out, op_self_attention(c, linear(c, l->qkv, x), H, mask, causal), x, l->norm1);
     if (!kv) kv = keys_values(c, l, s, x->shape[0]);
@@ -268,17 +295,20 @@ static Tensor *layer_body(const Blip *o, Ctx *c, const BertLayer *l, Tensor *x, 
     return joined(o, c, l->fc2, h, x, l->norm3);
 }
 
-static Tensor *bert_run(const Blip *o, Ctx *c, const Bert *b, Tensor *x, const uint8_t *mask, bool causal, const Seen *s) {
+static Tensor *bert_run(const Blip *o, Ctx *c, const Bert *b, Tensor *x, const uint8_t *mask, bool causal,
+                        const Seen *s) {
     for (int64_t i = 0; i < o->text_layers; i++) {
         Tensor *kv = s->kv ? s->kv[i] : NULL;
         if (c->tape) {
             x = layer_body(o, c, &b->layer[i], x, kv, mask, causal, s);
             continue;
         }
-        Tensor *y = tensor_like(c, x); /* nobody will look back: keep the result alone, as block_forward does */
+        /* Nobody will look back: keep the result alone, as block_forward does. */
+        Tensor *y = tensor_like(c, x);
         size_t step = arena_mark(c->step), host = arena_mark(c->host);
         Tensor *r = layer_body(o, c, &b->layer[i], x, kv, mask, causal, s);
-        c->dev->ops->copy_rows(c->dev->main, y->dtype, y->data, numel(y), r->data, numel(y), 1, numel(y), false);
+        c->dev->ops->copy_rows(c->dev->main, y->dtype, y->data, numel(y), r->data, numel(y), 1, numel(y),
+                               false);
         arena_reset(c->step, step);
         arena_reset(c->host, host);
         x = y;
@@ -293,7 +323,8 @@ static Tensor *word_logits(const Blip *o, Ctx *c, Tensor *x) {
     return op_linear(c, norm(c, o->transform_norm, x, (float)o->text_eps), o->decoder.word, o->word_bias);
 }
 
-/* 1 for the first len[i] of T tokens of item i, on the device; NULL when that is all of them. row as in Seen. */
+/* 1 for the first len[i] of T tokens of item i, on the device; NULL when that is all of them. row as in
+ * Seen. */
 static const uint8_t *length_mask(Ctx *c, const int *len, const int32_t *row, int64_t n, int64_t T) {
     uint8_t *mask = arena_zalloc(c->host, (size_t)(n * T));
     bool padded = false;
@@ -337,13 +368,15 @@ static int32_t *question_ids(const Blip *o, Ctx *c, const Ask *ask, int64_t n, i
     }
     int32_t *flat = arena_alloc(c->host, (size_t)(n * *L) * sizeof *flat);
     for (int64_t i = 0; i < n; i++)
-        for (int64_t k = 0; k < *L; k++) flat[i * *L + k] = k < len[i] ? ids[i][k] : token_pad(o->m.tokenizer);
+        for (int64_t k = 0; k < *L; k++)
+            flat[i * *L + k] = k < len[i] ? ids[i][k] : token_pad(o->m.tokenizer);
     return flat;
 }
 
-/* The question encoder's states (n, L, W). Without a tape GROUP questions at a time: keys and values of all image tokens are
- * some 4 MB per question and layer. */
-static Tensor *encode(const Blip *o, Ctx *c, Tensor *tokens, const int32_t *img, const int32_t *ids, const int *len, int64_t n, int64_t L) {
+/* The question encoder's states (n, L, W). Without a tape GROUP questions at a time: keys and values of all
+ * image tokens are some 4 MB per question and layer. */
+static Tensor *encode(const Blip *o, Ctx *c, Tensor *tokens, const int32_t *img, const int32_t *ids,
+                      const int *len, int64_t n, int64_t L) {
     const int64_t group = c->tape ? n : GROUP;
     Tensor *all = c->tape ? NULL : TENSOR(c, tokens->dtype, n, L, o->W);
     for (int64_t at = 0; at < n; at += group) {
@@ -375,7 +408,8 @@ static Tensor **decoder_kv(const Blip *o, Ctx *c, const Asked *q, int64_t first,
 }
 
 /* The logits of the last of T ids each, to host memory: (n, vocab). */
-static const float *next_word(const Blip *o, Ctx *c, const Asked *q, int64_t first, Tensor **kv, const int32_t *ids, int64_t n, int64_t T) {
+static const float *next_word(const Blip *o, Ctx *c, const Asked *q, int64_t first, Tensor **kv,
+                              const int32_t *ids, int64_t n, int64_t T) {
     Seen s = {.kv = kv, .mask = length_mask(c, q->len + first, NULL, n, q->L)};
     Tensor *x = bert_run(o, c, &o->decoder, bert_embed(o, c, &o->decoder, ids, n, T), NULL, true, &s);
     return to_host(c, word_logits(o, c, op_token(c, x, T - 1)));
@@ -388,13 +422,16 @@ static int by_logit(const void *a, const void *b) {
     return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : x->answer - y->answer;
 }
 
-/* Scores of k answers to one question: minus the cross entropy of all their tokens, smoothed as in training. kv: its own. */
-static void score_answers(const Blip *o, Ctx *c, const Asked *q, int64_t question, Tensor *const *kv, int64_t kv_row, const Ranked *list, int k,
-                          float *score) {
+/* Scores of k answers to one question: minus the cross entropy of all their tokens, smoothed as in
+ * training. kv: its own. */
+static void score_answers(const Blip *o, Ctx *c, const Asked *q, int64_t question, Tensor *const *kv,
+                          int64_t kv_row, const Ranked *list, int k, float *score) {
     int64_t T = 0;
     for (int j = 0; j < k; j++) T = MAX(T, o->answer_len[list[j].answer] - 1);
-    int32_t *ids = arena_zalloc(c->host, (size_t)(k * T) * sizeof *ids), *next = arena_alloc(c->host, (size_t)(k * T) * sizeof *next);
-    int32_t *row = arena_alloc(c->host, (size_t)k * sizeof *row), *same = arena_alloc(c->host, (size_t)k * sizeof *same);
+    int32_t *ids = arena_zalloc(c->host, (size_t)(k * T) * sizeof *ids),
+            *next = arena_alloc(c->host, (size_t)(k * T) * sizeof *next);
+    int32_t *row = arena_alloc(c->host, (size_t)k * sizeof *row),
+            *same = arena_alloc(c->host, (size_t)k * sizeof *same);
     float *one = arena_alloc(c->host, (size_t)(k * T) * sizeof *one);
     for (int j = 0; j < k; j++) {
         const int32_t *a = o->answer + (int64_t)list[j].answer * ANSWER_IDS;
@@ -411,7 +448,8 @@ static void score_answers(const Blip *o, Ctx *c, const Asked *q, int64_t questio
     for (int64_t i = 0; i < o->text_layers; i++) shared[i] = op_gather(c, kv[i], row, k);
     Seen s = {.kv = shared, .mask = length_mask(c, q->len, same, k, q->L)};
     Tensor *x = bert_run(o, c, &o->decoder, bert_embed(o, c, &o->decoder, ids, k, T), NULL, true, &s);
-    const float *loss = to_host(c, op_ce_loss(c, word_logits(o, c, RESHAPE(c, x, k * T, o->W)), next, one, o->smoothing));
+    const float *loss =
+        to_host(c, op_ce_loss(c, word_logits(o, c, RESHAPE(c, x, k * T, o->W)), next, one, o->smoothing));
     for (int j = 0; j < k; j++) {
         double sum = 0;
         for (int t = 0; t < T; t++) sum += (double)loss[j * T + t];
@@ -419,8 +457,8 @@ static void score_answers(const Blip *o, Ctx *c, const Asked *q, int64_t questio
     }
 }
 
-/* Ranks the list for each question, in two rounds: by the answer's first word, then the best in full. What does not get to the
- * second has no probability. */
+/* Ranks the list for each question, in two rounds: by the answer's first word, then the best in full. What
+ * does not get to the second has no probability. */
 static Tensor *rank(const Blip *o, Ctx *c, const Asked *q) {
     const int A = o->m.nlabels, k = MIN(CANDIDATES, A);
     Tensor *logits = TENSOR(c, F32, q->n, A);
@@ -438,7 +476,8 @@ static Tensor *rank(const Blip *o, Ctx *c, const Asked *q) {
         Ranked *list = arena_alloc(c->host, (size_t)A * sizeof *list);
         for (int64_t i = 0; i < n; i++) {
             size_t inner = arena_mark(c->step), inner_host = arena_mark(c->host);
-            for (int j = 0; j < A; j++) list[j] = (Ranked){word[i * o->vocab + o->answer[(int64_t)j * ANSWER_IDS + 1]], j};
+            for (int j = 0; j < A; j++)
+                list[j] = (Ranked){word[i * o->vocab + o->answer[(int64_t)j * ANSWER_IDS + 1]], j};
             arena_sort(c->host, list, A, sizeof *list, by_logit);
             score_answers(o, c, q, at + i, kv, i, list, k, score + (at + i) * A);
             arena_reset(c->step, inner);
@@ -468,13 +507,15 @@ static const char *text_of(const Blip *o, const int32_t *ids, int n, Arena *a) {
         if (!piece || is_special(piece)) continue; /* ids behind the vocabulary have no text */
         const bool inside = piece[0] == '#' && piece[1] == '#' && piece[2];
         const bool closing = strchr(".,?!", piece[0]) && !piece[1];
-        int wrote = snprintf(text + at, sizeof text - at, "%s%s", at && !inside && !closing ? " " : "", piece + (inside && at ? 2 : 0));
+        int wrote = snprintf(text + at, sizeof text - at, "%s%s", at && !inside && !closing ? " " : "",
+                             piece + (inside && at ? 2 : 0));
         at = MIN(at + (size_t)wrote, sizeof text - 1);
     }
     return arena_strdup(a, text, at);
 }
 
-/* Greedy decoding, GROUP questions at a time. The prefix is run anew for every word: answers are two or three long. */
+/* Greedy decoding, GROUP questions at a time. The prefix is run anew for every word: answers are two or
+ * three long. */
 static void blip_write(Module *m, Ctx *c, const Outputs *out, const char **answer, Arena *a) {
     const Blip *o = (const Blip *)m;
     const Asked *q = out->own;
@@ -517,7 +558,8 @@ static void blip_write(Module *m, Ctx *c, const Outputs *out, const char **answe
 /* An answer of less than this probability is not worth a row of the decoder: it would be most of its list. */
 #define LEAST_TARGET 0.01f
 
-/* sum over i and j of weight[i] target[i][j] x the smoothed cross entropy of answer j's tokens. target (n, nlabels). */
+/* sum over i and j of weight[i] target[i][j] x the smoothed cross entropy of answer j's tokens. target (n,
+ * nlabels). */
 static double blip_loss(Module *m, Ctx *c, const Outputs *out, const float *target, const float *weight) {
     const Blip *o = (const Blip *)m;
     const Asked *q = out->own;
@@ -530,7 +572,8 @@ static double blip_loss(Module *m, Ctx *c, const Outputs *out, const float *targ
                 T = MAX(T, o->answer_len[j] - 1);
             }
     if (!pairs) return 0;
-    int32_t *ids = arena_zalloc(c->host, (size_t)(pairs * T) * sizeof *ids), *next = arena_alloc(c->host, (size_t)(pairs * T) * sizeof *next),
+    int32_t *ids = arena_zalloc(c->host, (size_t)(pairs * T) * sizeof *ids),
+            *next = arena_alloc(c->host, (size_t)(pairs * T) * sizeof *next),
             *row = arena_alloc(c->host, (size_t)pairs * sizeof *row);
     float *w = arena_zalloc(c->host, (size_t)(pairs * T) * sizeof *w);
     int64_t at = 0;
@@ -549,7 +592,8 @@ static double blip_loss(Module *m, Ctx *c, const Outputs *out, const float *targ
     Seen s = {.from = q->states, .row = row, .mask = length_mask(c, q->len, row, pairs, q->L)};
     /* Padding follows the end, where a causal stack's real tokens never look. */
     Tensor *x = bert_run(o, c, &o->decoder, bert_embed(o, c, &o->decoder, ids, pairs, T), NULL, true, &s);
-    return loss_value(c, op_ce_loss(c, word_logits(o, c, RESHAPE(c, x, pairs * T, o->W)), next, w, o->smoothing));
+    return loss_value(
+        c, op_ce_loss(c, word_logits(o, c, RESHAPE(c, x, pairs * T, o->W)), next, w, o->smoothing));
 }
 
 /* ---- forward -------------------------------------------------------------------------------------- */
@@ -580,6 +624,14 @@ static const char *const tied[][2] = {
 };
 
 const ModuleType blip_type = {
-    .name = "blip", .step = "VQA", .size = sizeof(Blip), .tied = tied, .open = blip_open, .forward = blip_forward,
-    .write = blip_write, .answer_loss = blip_loss, .begin = blip_begin, .close = blip_close,
+    .name = "blip",
+    .step = "VQA",
+    .size = sizeof(Blip),
+    .tied = tied,
+    .open = blip_open,
+    .forward = blip_forward,
+    .write = blip_write,
+    .answer_loss = blip_loss,
+    .begin = blip_begin,
+    .close = blip_close,
 };

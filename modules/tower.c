@@ -17,9 +17,11 @@ static void run_chunks(const Tower *t, Ctx *c, const Ask *const *ask, int64_t n,
         t->run(t->module, c, ask + at, MIN(t->chunk, n - at), part);
         for (int k = 0; k < t->nout; k++) {
             int64_t values = numel(part[k]), row = values / part[k]->shape[0];
-            CHECK(part[k]->dtype == t->type, "%s: output %d of a tower has another type", t->module->folder, k);
-            c->dev->ops->copy_rows(c->dev->main, t->type, (char *)out[k]->data + (size_t)(at * row) * dtype_size(t->type), values, part[k]->data,
-                                   values, 1, values, false);
+            CHECK(part[k]->dtype == t->type, "%s: output %d of a tower has another type", t->module->folder,
+                  k);
+            c->dev->ops->copy_rows(c->dev->main, t->type,
+                                   (char *)out[k]->data + (size_t)(at * row) * dtype_size(t->type), values,
+                                   part[k]->data, values, 1, values, false);
         }
         arena_reset(c->step, step);
         arena_reset(c->host, host);
@@ -47,7 +49,8 @@ void tower_rows(Tower *t, Ctx *c, const Ask *ask, int64_t n, Tensor **joined, in
         *t->rows += nfresh;
     }
 
-    int64_t *first = ARENA_NEW(c->host, int64_t, t->nsources); /* row of a source in the joined tensors, plus one; 0: not used */
+    int64_t *first = ARENA_NEW(
+        c->host, int64_t, t->nsources); /* row of a source in the joined tensors, plus one; 0: not used */
     Tensor **part = arena_alloc(c->host, (size_t)(t->nsources * t->nout) * sizeof *part);
     int nparts = 0;
     int64_t rows = 0;
@@ -55,8 +58,9 @@ void tower_rows(Tower *t, Ctx *c, const Ask *ask, int64_t n, Tensor **joined, in
     for (int64_t j = 0; j < t->nsources; j++) {
         if (!first[j]) continue;
         const TowerSource *s = &t->source[j];
-        CHECK(s->tape == c->tape || !t->module->params.grad, "%s: tower outputs made %s a tape are read %s one: module_begin is missing",
-              t->module->folder, s->tape ? "with" : "without", c->tape ? "with" : "without");
+        CHECK(s->tape == c->tape || !t->module->params.grad,
+              "%s: tower outputs made %s a tape are read %s one: module_begin is missing", t->module->folder,
+              s->tape ? "with" : "without", c->tape ? "with" : "without");
         first[j] += rows;
         rows += s->out[0]->shape[0];
         for (int k = 0; k < t->nout; k++) part[k * t->nsources + nparts] = s->out[k];

@@ -1,14 +1,14 @@
 /* tower.h -- a network's first half, run once per distinct image or text of an update.
  *
- * An image is encoded once however many questions meet it, a text once however many images. The outputs of a tower's runs are
- * kept until module_begin, and every forward joins those its asks point to.
- */
+ * An image is encoded once however many questions meet it, a text once however many images. The outputs of
+ * a tower's runs are kept until module_begin, and every forward joins those its asks point to.  */
 #pragma once
 #include "modules/module.h"
 
 enum { TOWER_OUTS = 4 };
 
-/* The outputs of one run: an earlier forward of the same update may already hold what a later one asks for. */
+/* The outputs of one run: an earlier forward of the same update may already hold what a later one asks for.
+ * */
 typedef struct TowerSource { Tensor *out[TOWER_OUTS]; const Tape *tape; } TowerSource;
 
 typedef struct Tower {
@@ -28,8 +28,8 @@ typedef struct Tower {
 
 /* Items per run without a tape: activations of 4 MB each are enough to keep the cores busy. */
 int64_t tower_chunk(int64_t tokens, int64_t C);
-/* Sees to it that each ask's item has been through the tower in this update, then joins the outputs of all runs that hold
- * one: joined[k] is output k, row[i] where ask i's item is in it. */
+/* Sees to it that each ask's item has been through the tower in this update, then joins the outputs of all
+ * runs that hold one: joined[k] is output k, row[i] where ask i's item is in it. */
 void tower_rows(Tower *t, Ctx *c, const Ask *ask, int64_t n, Tensor **joined, int32_t *row);
 void tower_begin(Tower *t);
 void tower_close(Tower *t);

@@ -1,4 +1,5 @@
-/* test_blip.c -- BLIP against transformers: ranked and written answers, loss, every gradient, ten updates; its folders. */
+/* test_blip.c -- BLIP against transformers: ranked and written answers, loss, every gradient, ten updates;
+ * its folders. */
 #include <math.h>
 #include <unistd.h>
 
@@ -9,17 +10,20 @@
 
 #define FOLDER "tests/golden/tiny-blip"
 
-/* Scores of a list: those of the second round near the golden ones, the same answers left behind in the first. */
+/* Scores of a list: those of the second round near the golden ones, the same answers left behind in the
+ * first. */
 static void compare_scores(ModelCase *g) {
     const float *want = case_f32(g, "logits"), *got = to_host(&g->c, g->out.logits);
     int ranked = 0;
     for (int64_t i = 0; i < g->n * g->m->nlabels; i++) {
-        EXPECT((want[i] < -1e29f) == (got[i] < -1e29f), "score %" PRId64 " is %g, want %g", i, (double)got[i], (double)want[i]);
+        EXPECT((want[i] < -1e29f) == (got[i] < -1e29f), "score %" PRId64 " is %g, want %g", i, (double)got[i],
+               (double)want[i]);
         if (want[i] < -1e29f) continue;
         EXPECT_NEAR((double)got[i], (double)want[i], 1e-5 * 60, "score %" PRId64, i);
         ranked++;
     }
-    EXPECT(ranked == 128 * g->n && g->m->nlabels > 128, "%d answers of %d are ranked in full", ranked, g->m->nlabels);
+    EXPECT(ranked == 128 * g->n && g->m->nlabels > 128, "%d answers of %d are ranked in full", ranked,
+           g->m->nlabels);
 }
 
 DEVICE_TEST(blip_ranks) {
@@ -45,7 +49,8 @@ DEVICE_TEST(blip_writes) {
         char name[32];
         snprintf(name, sizeof name, "written%" PRId64, i);
         const char *want = st_metadata(&g.st, name);
-        EXPECT(want && !strcmp(text[i], want), "question %" PRId64 ": \"%s\", want \"%s\"", i, text[i], want ? want : "");
+        EXPECT(want && !strcmp(text[i], want), "question %" PRId64 ": \"%s\", want \"%s\"", i, text[i],
+               want ? want : "");
     }
     case_close(&g);
 }
@@ -69,7 +74,8 @@ DEVICE_TEST(blip_ten_updates) {
 /* A copy of the golden folder without the files of `left_out`. */
 static const char *copy_of(const char *name, const char *left_out) {
     static char folder[600];
-    static const char *const files[] = {"config.json", "preprocessor_config.json", "vocab.txt", "answer_list.json", "model.safetensors"};
+    static const char *const files[] = {"config.json", "preprocessor_config.json", "vocab.txt",
+                                        "answer_list.json", "model.safetensors"};
     Error e = {0};
     path_join(folder, sizeof folder, test_dir(), name, NULL);
     EXPECT(make_dirs(folder, &e), "%s", e.text);
@@ -79,7 +85,8 @@ static const char *copy_of(const char *name, const char *left_out) {
         if (strstr(left_out, files[k])) continue;
         path_join(from, sizeof from, FOLDER, files[k], NULL);
         path_join(to, sizeof to, folder, files[k], NULL);
-        if (!file_read(from, &data, &n, 1 << 24, &e) || !file_write_atomic(to, data, n, &e)) EXPECT(false, "%s", e.text);
+        if (!file_read(from, &data, &n, 1 << 24, &e) || !file_write_atomic(to, data, n, &e))
+            EXPECT(false, "%s", e.text);
         free(data);
     }
     return folder;
@@ -98,7 +105,9 @@ TEST(blip_without_list) {
     if (!golden_open(&g, FOLDER)) return;
     Error e = {0};
     const char *folder = copy_of("blip-plain", "answer_list.json");
-    EXPECT(!module_open_labelled(folder, device_cpu(0), MODULE_FROZEN, &e) && strstr(e.text, "answer_list.json") && e.status == FAIL_MODEL, "%s", e.text);
+    EXPECT(!module_open_labelled(folder, device_cpu(0), MODULE_FROZEN, &e) &&
+               strstr(e.text, "answer_list.json") && e.status == FAIL_MODEL,
+           "%s", e.text);
     Module *m = module_open_for("VQA", folder, device_cpu(0), MODULE_FROZEN, &e);
     EXPECT(m && !m->nlabels, "%s", e.text);
     if (m) {
@@ -110,7 +119,8 @@ TEST(blip_without_list) {
         vqa.base.answer(&vqa.base, &g.c, g.ask, 2, answer, &g.host);
         for (int i = 0; i < 2; i++) {
             const char *want = st_metadata(&g.st, i ? "written1" : "written0");
-            EXPECT(answer[i].value.kind == VAL_STR && !strcmp(answer[i].value.str.s, want), "\"%s\", want \"%s\"", answer[i].value.str.s, want);
+            EXPECT(answer[i].value.kind == VAL_STR && !strcmp(answer[i].value.str.s, want),
+                   "\"%s\", want \"%s\"", answer[i].value.str.s, want);
         }
         module_close(m);
     }
@@ -142,7 +152,8 @@ TEST(blip_question_start) {
         const float *as_cls = to_host(&g.c, g.out.logits), *as_enc = to_host(&g.c, out.logits);
         bool other = false;
         for (int j = 0; j < m->nlabels; j++) {
-            EXPECT_NEAR((double)as_enc[j], (double)as_enc[m->nlabels + j], 1e-4, "answer %d with and without punctuation", j);
+            EXPECT_NEAR((double)as_enc[j], (double)as_enc[m->nlabels + j], 1e-4,
+                        "answer %d with and without punctuation", j);
             other |= as_enc[j] != as_cls[j];
         }
         EXPECT(other, "the first token makes no difference");
@@ -151,17 +162,22 @@ TEST(blip_question_start) {
     snprintf(changed, sizeof changed, "{\"question_start\": \"[SEP]\",%s", strchr(config, '{') + 1);
     write_in(folder, "config.json", changed);
     e = (Error){0};
-    EXPECT(!module_open(folder, device_cpu(0), MODULE_FROZEN, true, 0, &e) && strstr(e.text, "question_start is \"[SEP]\""), "%s", e.text);
+    EXPECT(!module_open(folder, device_cpu(0), MODULE_FROZEN, true, 0, &e) &&
+               strstr(e.text, "question_start is \"[SEP]\""),
+           "%s", e.text);
     write_in(folder, "config.json", config);
     write_in(folder, "answer_list.json", "{\"yes\": 1}");
-    EXPECT(!module_open(folder, device_cpu(0), MODULE_FROZEN, true, 0, &e) && strstr(e.text, "not a list"), "%s", e.text);
+    EXPECT(!module_open(folder, device_cpu(0), MODULE_FROZEN, true, 0, &e) && strstr(e.text, "not a list"),
+           "%s", e.text);
     free(config);
     case_close(&g);
 }
 
-/* Old files hold the decoder's last layer twice, or only under its other name; what differs from the word table is refused. */
+/* Old files hold the decoder's last layer twice, or only under its other name; what differs from the word
+ * table is refused. */
 TEST(blip_tied_weights) {
-    static const char *const word = "text_decoder.bert.embeddings.word_embeddings.weight", *const copy = "text_decoder.cls.predictions.decoder.weight";
+    static const char *const word = "text_decoder.bert.embeddings.word_embeddings.weight",
+                             *const copy = "text_decoder.cls.predictions.decoder.weight";
     SafeTensors st;
     Error e = {0};
     CHECK(st_open(&st, FOLDER "/model.safetensors", &e), "%s", e.text);
@@ -184,7 +200,8 @@ TEST(blip_tied_weights) {
         EXPECT(!m == (k == DIFFERS) && (m || strstr(e.text, "differ")), "case %d: %s", k, e.text);
         if (m) {
             const Param *p = param_find(&m->params, word);
-            EXPECT(!memcmp(p->t.data, st_find(&st, word)->data, st_find(&st, word)->bytes), "case %d: other values", k);
+            EXPECT(!memcmp(p->t.data, st_find(&st, word)->data, st_find(&st, word)->bytes),
+                   "case %d: other values", k);
         }
         module_close(m);
         free(other);
@@ -193,13 +210,16 @@ TEST(blip_tied_weights) {
     st_close(&st);
 }
 
-/* A folder of shards in half precision is saved as one file of f32, and says so: transformers would round it otherwise. */
+/* A folder of shards in half precision is saved as one file of f32, and says so: transformers would round
+ * it otherwise. */
 TEST(blip_saves_f32) {
     Error e = {0};
     char *config, changed[4096], index[64 << 10] = "{\"weight_map\": {", path[700], saved[600];
     size_t n;
     SafeTensors st;
-    CHECK(file_read(FOLDER "/config.json", &config, &n, 1 << 16, &e) && st_open(&st, FOLDER "/model.safetensors", &e), "%s", e.text);
+    CHECK(file_read(FOLDER "/config.json", &config, &n, 1 << 16, &e) &&
+              st_open(&st, FOLDER "/model.safetensors", &e),
+          "%s", e.text);
     const char *folder = copy_of("blip-shards", "model.safetensors");
     char *type = strstr(config, "\"dtype\": \"float32\"");
     CHECK(type, "dtype in config.json");
@@ -213,7 +233,8 @@ TEST(blip_saves_f32) {
         const int from = half * st.ntensors / 2, to = (half + 1) * st.ntensors / 2;
         EXPECT(st_write(path, st.tensors + from, to - from, NULL, 0, &e), "%s", e.text);
         for (int i = from; i < to; i++)
-            snprintf(index + strlen(index), sizeof index - strlen(index), "%s\"%s\": \"%s\"", i ? ", " : "", st.tensors[i].name, file);
+            snprintf(index + strlen(index), sizeof index - strlen(index), "%s\"%s\": \"%s\"", i ? ", " : "",
+                     st.tensors[i].name, file);
     }
     strcat(index, "}}");
     write_in(folder, "model.safetensors.index.json", index);
@@ -224,14 +245,16 @@ TEST(blip_saves_f32) {
     free(config);
     path_join(path, sizeof path, saved, "config.json", NULL);
     CHECK(file_read(path, &config, &n, 1 << 16, &e), "%s", e.text);
-    EXPECT(strstr(config, "float32") && !strstr(config, "float16") && strstr(config, "\"bos_token_id\": 60"), "%s", config);
+    EXPECT(strstr(config, "float32") && !strstr(config, "float16") && strstr(config, "\"bos_token_id\": 60"),
+           "%s", config);
     path_join(path, sizeof path, saved, "model.safetensors.index.json", NULL);
     EXPECT(access(path, F_OK), "the index is copied");
     m = module_open(saved, device_cpu(0), MODULE_FROZEN, true, 0, &e);
     EXPECT(m, "%s", e.text);
     for (int i = 0; m && i < m->params.n; i++) {
         const Param *p = m->params.param[i];
-        EXPECT(!memcmp(p->t.data, st_find(&st, p->name)->data, (size_t)p->n * 4), "%s has other values", p->name);
+        EXPECT(!memcmp(p->t.data, st_find(&st, p->name)->data, (size_t)p->n * 4), "%s has other values",
+               p->name);
     }
     module_close(m);
     st_close(&st);
@@ -240,7 +263,8 @@ TEST(blip_saves_f32) {
 
 /* ---- distillation --------------------------------------------------------------------------------- */
 
-/* A lesson is a distribution over answers: with soft targets alone its loss is the reference's; hard ones see the likeliest. */
+/* A lesson is a distribution over answers: with soft targets alone its loss is the reference's; hard ones
+ * see the likeliest. */
 TEST(blip_learns_lessons) {
     ModelCase g;
     if (!golden_open(&g, FOLDER)) return;
@@ -256,7 +280,8 @@ TEST(blip_learns_lessons) {
         list[i] = &lesson[i];
     }
     cfg.distill.soft = 1;
-    EXPECT_NEAR(distill_vqa_loss(&g.c, &g.out, list, g.m, 4, &cfg), (double)loss, 1e-4 * (double)loss, "soft targets");
+    EXPECT_NEAR(distill_vqa_loss(&g.c, &g.out, list, g.m, 4, &cfg), (double)loss, 1e-4 * (double)loss,
+                "soft targets");
     tape_backward(&g.c);
     golden_compare_grads(&g, 1e-4);
 
@@ -268,9 +293,12 @@ TEST(blip_learns_lessons) {
     float *mixed = ARENA_NEW(&g.host, float, 4 * g.m->nlabels), weight[4] = {0.25f, 0, 0.25f, 0.25f};
     for (int i = 0; i < 4; i++) {
         lesson[i].p = target + (int64_t)i * g.m->nlabels;
-        for (int v = 0; v < g.m->nlabels; v++) mixed[i * g.m->nlabels + v] = 0.5f * lesson[i].p[v] + 0.5f * (v == argmax(lesson[i].p, g.m->nlabels));
+        for (int v = 0; v < g.m->nlabels; v++)
+            mixed[i * g.m->nlabels + v] =
+                0.5f * lesson[i].p[v] + 0.5f * (v == argmax(lesson[i].p, g.m->nlabels));
     }
     const double want = g.m->type->answer_loss(g.m, &g.c, &g.out, mixed, weight);
-    EXPECT_NEAR(distill_vqa_loss(&g.c, &g.out, list, g.m, 4, &cfg), want, 1e-5 * want, "soft and hard targets");
+    EXPECT_NEAR(distill_vqa_loss(&g.c, &g.out, list, g.m, 4, &cfg), want, 1e-5 * want,
+                "soft and hard targets");
     case_close(&g);
 }
