@@ -1,7 +1,8 @@
 /* tower.h -- a network's first half, run once per distinct image or text of an update.
  *
  * An image is encoded once however many questions meet it, a text once however many images. The outputs of
- * a tower's runs are kept until module_begin, and every forward joins those its asks point to.  */
+ * a tower's runs are kept until module_begin, and every forward joins those its asks point to.
+ */
 #pragma once
 #include "modules/module.h"
 

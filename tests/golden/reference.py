@@ -229,8 +229,11 @@ def loc_targets(dtype):
     ]
 
 
-def owlvit_save(folder, config, seed=3):
-    model = transformers.OwlViTForObjectDetection._from_config(config, attn_implementation="eager")
+def owlvit_save(folder, config, seed=3, large=False):
+    """large: for thousands of patches: attention without its matrix, and layers recomputed in the backward pass."""
+    model = transformers.OwlViTForObjectDetection._from_config(config, attn_implementation="sdpa" if large else "eager")
+    if large:
+        model.gradient_checkpointing_enable()
     side = config.vision_config.image_size
     save(folder, model, OwlViTImageProcessorPil(size={"height": side, "width": side}), seed)
     return model
@@ -241,7 +244,7 @@ def clip_tokenizer(folder, pad):
 
 
 def owlvit_case(folder, model, asks, dtype=torch.float64):
-    model = model.to(dtype).eval()
+    model = model.to(dtype).train(model.is_gradient_checkpointing)  # there is no dropout to tell the two apart
     processor = OwlViTImageProcessorPil.from_pretrained(folder)
     prompts = ["a photo of " + t for t in asks.texts()]
     length = model.config.text_config.max_position_embeddings

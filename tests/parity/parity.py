@@ -94,13 +94,13 @@ def nlvr2(folder, dtype):
     return lambda model: reference.nlvr2_case(folder, model, rows, dtype), model
 
 
-def owlvit(folder, dtype, vision, text, asked=2):
+def owlvit(folder, dtype, vision, text, asked=2, large=False):
     import transformers
     import reference
 
     write_clip(folder)
     config = transformers.OwlViTConfig(text_config=text, vision_config=vision, projection_dim=text.get("hidden_size", 512))
-    model = reference.owlvit_save(folder, config)
+    model = reference.owlvit_save(folder, config, large=large)
     return lambda model: reference.owlvit_case(folder, model, asks(OBJECTS[:asked]), dtype), model
 
 
@@ -152,13 +152,13 @@ MODELS = {
     "vilt-vqa-f16": ("the same, stored as f16 in shards", "f64", stored(vilt, "float16")),
     "vilt-nlvr2": ("ViLT-B/32, NLVR2: two pictures", "f64", nlvr2),
     "owlvit-b32": ("OWL-ViT-B/32", "f64", lambda f, d: owlvit(f, d, {}, {})),
-    "owlvit-b16": ("OWL-ViT-B/16", "f32", lambda f, d: owlvit(f, d, B16, {}, 1)),
+    "owlvit-b16": ("OWL-ViT-B/16", "f32", lambda f, d: owlvit(f, d, B16, {}, 1, True)),
     "clip-b32": ("CLIP ViT-B/32, contrastive loss", "f64", lambda f, d: clip(f, d, {}, {})),
     "clip-b32-class": ("the same, classification", "f64", lambda f, d: clip(f, d, {}, {}, classes=[2, 0, 0])),
     "clip-b32-bf16": ("the same, stored as bf16 in shards", "f64", stored(lambda f, d: clip(f, d, {}, {}), "bfloat16")),
     "clip-l14": ("CLIP ViT-L/14, contrastive loss", "f64", lambda f, d: clip(f, d, L14 | {"image_size": 224}, L14_TEXT)),
     "blip-vqa": ("BLIP VQA base, 200 ranked answers", "f64", blip),
-    "owlvit-l14": ("OWL-ViT-L/14", "f32", lambda f, d: owlvit(f, d, L14, L14_TEXT, 1)),
+    "owlvit-l14": ("OWL-ViT-L/14", "f32", lambda f, d: owlvit(f, d, L14, L14_TEXT, 1, True)),
 }
 
 # ---- the reference's half, in processes of their own: the memory goes with them --------------------------------
