@@ -251,7 +251,7 @@ static void image_run(Module *m, Ctx *c, const Ask *const *ask, int64_t n, Tenso
     }
     Tensor *part[2] = {
         RESHAPE(c, op_gather(c, o->class_embedding, zero, n), n, 1, o->C),
-        linear(c, o->patch, op_image_patches(c, image, rect, (const int(*)[2])size, &o->patches, n))};
+        linear(c, o->patch, op_image_patches(c, compute_type(o->patch.w), image, rect, (const int(*)[2])size, &o->patches, n))};
     Tensor *x = op_add_rows(c, op_concat_tokens(c, part, 2), o->position);
     BlockSpec spec = {.H = (int)o->heads, .eps = (float)o->eps, .act = o->act};
     for (int64_t i = 0; i < o->layers; i++) x = block_forward(c, &o->block[i], x, &spec);
@@ -320,7 +320,7 @@ static Tensor *bert_run(const Blip *o, Ctx *c, const Bert *b, Tensor *x, const u
 static Tensor *word_logits(const Blip *o, Ctx *c, Tensor *x) {
     x = linear(c, o->transform, x);
     x = o->text_act == ACT_GELU ? op_gelu(c, x) : op_quick_gelu(c, x);
-    return op_linear(c, norm(c, o->transform_norm, x, (float)o->text_eps), o->decoder.word, o->word_bias);
+    return op_linear_f32(c, norm(c, o->transform_norm, x, (float)o->text_eps), o->decoder.word, o->word_bias);
 }
 
 /* 1 for the first len[i] of T tokens of item i, on the device; NULL when that is all of them. row as in
@@ -604,6 +604,7 @@ static void blip_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *
     int *len = arena_alloc(c->host, (size_t)n * sizeof *len);
     Tensor *tokens;
     Asked *q = arena_alloc(c->host, sizeof *q);
+    o->images.type = compute_type(o->patch.w);
     tower_rows(&o->images, c, ask, n, &tokens, img);
     *q = (Asked){.len = len, .n = n};
     const int32_t *ids = question_ids(o, c, ask, n, len, &q->L);

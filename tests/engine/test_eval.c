@@ -418,8 +418,8 @@ TEST(eval_nlvr) {
     EXPECT(r.n == 4 && r.right == 3 && !r.failed, "%d of %d", (int)r.right, (int)r.n);
     EXPECT(r.groups == 3 && r.groups_right == 2, "%d of %d groups", (int)r.groups_right, (int)r.groups);
     /* End to end: a model of one picture is refused, one of two is asked about each pair. */
-    Module *one = module_open("configs/models/tiny-vilt", b.run.dev, MODULE_FROZEN, false, 3, &e);
-    Module *two = module_open_end_to_end("tests/golden/tiny-nlvr2", b.run.dev, &e);
+    Module *one = module_open("configs/models/tiny-vilt", b.run.dev, F32, MODULE_FROZEN, false, 3, &e);
+    Module *two = module_open_end_to_end("tests/golden/tiny-nlvr2", b.run.dev, F32, &e);
     CHECK(one && two, "%s", e.text);
     EXPECT(!eval_end_to_end(&b.run, one, &d, &ec, &r, &e) && strstr(e.text, "2 images"), "\"%s\"", e.text);
     EXPECT(eval_end_to_end(&b.run, two, &d, &ec, &r, &e), "%s", e.text);
@@ -456,7 +456,7 @@ TEST(eval_trains_on_pairs) {
     double score = 0;
     snprintf(path, sizeof path, "%s/model", out);
     run_open(&r, &cfg, NULL);
-    Module *m = module_open_end_to_end(path, r.dev, &e);
+    Module *m = module_open_end_to_end(path, r.dev, F32, &e);
     CHECK(m, "%s", e.text);
     CHECK(trainset_open(&t, &(DatasetConfig){.type = "nlvr2", .dir = dir, .split = "train"}, m, &e), "%s", e.text);
     EXPECT(t.n == 4 && t.by_image.nsamples == 3 && t.by_image.sample[0].nimages == 2, "%d statements, %d pairs", (int)t.n, (int)t.by_image.nsamples);

@@ -360,7 +360,7 @@ TEST(run_asks_clip) {
     rig_open(&r);
     rig_begin(&r, false);
     Error e = {0};
-    Module *m = module_open_for("CLIP", folder, r.dev, MODULE_FROZEN, &e);
+    Module *m = module_open_for("CLIP", folder, r.dev, F32, MODULE_FROZEN, &e);
     char *data, want[200];
     size_t size;
     ImageView v;

@@ -105,10 +105,10 @@ TEST(blip_without_list) {
     if (!golden_open(&g, FOLDER)) return;
     Error e = {0};
     const char *folder = copy_of("blip-plain", "answer_list.json");
-    EXPECT(!module_open_labelled(folder, device_cpu(0), MODULE_FROZEN, &e) &&
+    EXPECT(!module_open_labelled(folder, device_cpu(0), F32, MODULE_FROZEN, &e) &&
                strstr(e.text, "answer_list.json") && e.status == FAIL_MODEL,
            "%s", e.text);
-    Module *m = module_open_for("VQA", folder, device_cpu(0), MODULE_FROZEN, &e);
+    Module *m = module_open_for("VQA", folder, device_cpu(0), F32, MODULE_FROZEN, &e);
     EXPECT(m && !m->nlabels, "%s", e.text);
     if (m) {
         ModuleAnswerer vqa;
@@ -138,7 +138,7 @@ TEST(blip_question_start) {
     CHECK(file_read(FOLDER "/config.json", &config, &n, 1 << 16, &e), "%s", e.text);
     snprintf(changed, sizeof changed, "{\"question_start\": \"[ENC]\",%s", strchr(config, '{') + 1);
     write_in(folder, "config.json", changed);
-    Module *m = module_open(folder, device_cpu(0), MODULE_FROZEN, true, 0, &e);
+    Module *m = module_open(folder, device_cpu(0), F32, MODULE_FROZEN, true, 0, &e);
     EXPECT(m, "%s", e.text);
     if (m) {
         case_begin(&g, false);
@@ -162,12 +162,12 @@ TEST(blip_question_start) {
     snprintf(changed, sizeof changed, "{\"question_start\": \"[SEP]\",%s", strchr(config, '{') + 1);
     write_in(folder, "config.json", changed);
     e = (Error){0};
-    EXPECT(!module_open(folder, device_cpu(0), MODULE_FROZEN, true, 0, &e) &&
+    EXPECT(!module_open(folder, device_cpu(0), F32, MODULE_FROZEN, true, 0, &e) &&
                strstr(e.text, "question_start is \"[SEP]\""),
            "%s", e.text);
     write_in(folder, "config.json", config);
     write_in(folder, "answer_list.json", "{\"yes\": 1}");
-    EXPECT(!module_open(folder, device_cpu(0), MODULE_FROZEN, true, 0, &e) && strstr(e.text, "not a list"),
+    EXPECT(!module_open(folder, device_cpu(0), F32, MODULE_FROZEN, true, 0, &e) && strstr(e.text, "not a list"),
            "%s", e.text);
     free(config);
     case_close(&g);
@@ -196,7 +196,7 @@ TEST(blip_tied_weights) {
         if (k == OTHER_NAME) original->name = copy;
         e = (Error){0};
         EXPECT(st_write(path, t, st.ntensors + (k != OTHER_NAME), NULL, 0, &e), "%s", e.text);
-        Module *m = module_open(folder, device_cpu(0), MODULE_FROZEN, true, 0, &e);
+        Module *m = module_open(folder, device_cpu(0), F32, MODULE_FROZEN, true, 0, &e);
         EXPECT(!m == (k == DIFFERS) && (m || strstr(e.text, "differ")), "case %d: %s", k, e.text);
         if (m) {
             const Param *p = param_find(&m->params, word);
@@ -238,7 +238,7 @@ TEST(blip_saves_f32) {
     }
     strcat(index, "}}");
     write_in(folder, "model.safetensors.index.json", index);
-    Module *m = module_open(folder, device_cpu(0), MODULE_FROZEN, true, 0, &e);
+    Module *m = module_open(folder, device_cpu(0), F32, MODULE_FROZEN, true, 0, &e);
     path_join(saved, sizeof saved, test_dir(), "blip-saved", NULL);
     EXPECT(m && module_save(m, saved, &e), "%s", e.text);
     module_close(m);
@@ -249,7 +249,7 @@ TEST(blip_saves_f32) {
            "%s", config);
     path_join(path, sizeof path, saved, "model.safetensors.index.json", NULL);
     EXPECT(access(path, F_OK), "the index is copied");
-    m = module_open(saved, device_cpu(0), MODULE_FROZEN, true, 0, &e);
+    m = module_open(saved, device_cpu(0), F32, MODULE_FROZEN, true, 0, &e);
     EXPECT(m, "%s", e.text);
     for (int i = 0; m && i < m->params.n; i++) {
         const Param *p = m->params.param[i];

@@ -91,10 +91,10 @@ DEVICE_TEST(nlvr2_ten_updates) {
 /* A program's steps are about one picture. */
 TEST(nlvr2_is_no_step) {
     Error e = {0};
-    EXPECT(!module_open_for("VQA", NLVR2, device_cpu(0), MODULE_FROZEN, &e) && strstr(e.text, "questions about 2 pictures") && e.status == FAIL_MODEL, "%s",
+    EXPECT(!module_open_for("VQA", NLVR2, device_cpu(0), F32, MODULE_FROZEN, &e) && strstr(e.text, "questions about 2 pictures") && e.status == FAIL_MODEL, "%s",
            e.text);
-    Module *m = module_open_end_to_end(NLVR2, device_cpu(0), &e);
+    Module *m = module_open_end_to_end(NLVR2, device_cpu(0), F32, &e);
     EXPECT(m, "%s", e.text);
     module_close(m);
-    EXPECT(!module_open_end_to_end("tests/golden/tiny-owlvit", device_cpu(0), &e) && strstr(e.text, "LOC"), "%s", e.text);
+    EXPECT(!module_open_end_to_end("tests/golden/tiny-owlvit", device_cpu(0), F32, &e) && strstr(e.text, "LOC"), "%s", e.text);
 }
