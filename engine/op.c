@@ -3,10 +3,10 @@
  * Read any one and you have read them all: shapes, output, kernel, node. A node saves what its backward
  * reads, never a copy. `K` is the device's kernel table, `S` its stream.
  *
- * Types: activations are f32 or bf16, and an op computes in its input's. A parameter is there in both where its module computes
- * in bf16 (`as` takes the one that fits); biases and norms are read as f32, and all gradients of parameters are f32, so an op
- * whose input may be a parameter gives its backward the types of both gradients. The heads of networks turn to f32 (op_linear_f32):
- * losses, boxes and answers never see bf16.
+ * Types: activations are f32 or bf16, and an op computes in its input's. A parameter is there in both where
+ * its module computes in bf16 (`as` takes the one that fits); biases and norms are read as f32, and gradients
+ * of parameters are always f32, so an op whose input may be a parameter tells its backward both gradients'
+ * types. Networks end in f32 (op_linear_f32): losses, boxes and answers never see bf16.
  */
 #include "engine/op.h"
 

@@ -2,9 +2,10 @@
  *
  * Names are the checkpoint's (Hugging Face's). Declare all, then params_alloc; values, gradients and
  * the two moments are four flat f32 buffers, so that the optimizer is one launch and a checkpoint one
- * write. A set that computes in bf16 keeps a rounded copy of the values beside them, which is all that bf16
- * activations ever meet: training, saving and sums over ranks stay f32. Projections that a kernel wants as one matrix (query, key, value) are declared together and
- * lie side by side: three named tensors, one fused view. Next: nn.h, optim.h.
+ * write. A set that computes in bf16 keeps a rounded copy of the values beside them, which is all that
+ * bf16 activations ever meet: training, saving and sums over ranks stay f32. Projections that a kernel
+ * wants as one matrix (query, key, value) are declared together and lie side by side: three named
+ * tensors, one fused view. Next: nn.h, optim.h.
  */
 #pragma once
 #include "data/safetensors.h"

@@ -17,7 +17,7 @@ typedef struct Tensor {
     int64_t shape[MAX_DIMS];
     int ndim;
     DType dtype;
-    void *bf16;        /* parameters of a set that computes in bf16: the same values, rounded, for ops that meet bf16; else NULL */
+    void *bf16;        /* parameters of a set that computes in bf16: the same values, rounded; else NULL */
     bool needs_grad;   /* a parameter that is trained, or computed from one while a tape runs */
     float *param_grad; /* parameters: their place in the flat gradient buffer, always f32; else NULL */
     GradBuf *grad;     /* others: NULL until the backward pass reaches them */
