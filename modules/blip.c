@@ -222,7 +222,8 @@ static bool blip_open(Module *m, Error *e) {
         return fail_as(e, FAIL_MODEL,
                        "%s: the tokenizer has ids up to %d, config.json's text_config.vocab_size is %" PRId64,
                        m->folder, token_size(m->tokenizer) - 1, o->vocab);
-    if (!read_start(o, e) || !read_answers(o, e)) return false;
+    if (!processor_square(m, o->grid * o->patches.patch, e) || !read_start(o, e) || !read_answers(o, e))
+        return false;
     declare(o);
     o->images = (Tower){.module = m,
                         .nout = 1,

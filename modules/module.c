@@ -78,6 +78,19 @@ bool processor_norm(const Module *m, PatchSpec *spec, Error *e) {
     return true;
 }
 
+bool processor_square(const Module *m, int64_t side, Error *e) {
+    static const char *const sides[] = {"size.height", "size.width"};
+    for (int i = 0; i < COUNT_OF(sides); i++) { /* absent in some files, which then mean the model's size */
+        json_t *v = json_path(m->processor, sides[i]);
+        if (v && json_integer_value(v) != side)
+            return fail_as(e, FAIL_MODEL,
+                           "%s/preprocessor_config.json: %s is %" JSON_INTEGER_FORMAT
+                           ", the model's image_size %" PRId64,
+                           m->folder, sides[i], json_integer_value(v), side);
+    }
+    return true;
+}
+
 bool module_json(const char *folder, const char *name, bool optional, json_t **out, Error *e) {
     char path[600], *data;
     size_t size;

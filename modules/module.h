@@ -95,6 +95,8 @@ const char *config_string(const Module *m, const char *key, const char *fallback
 bool config_activation(const Module *m, const char *key, const char *fallback, Activation *out, Error *e);
 /* Reads size, image_mean, image_std, resample of preprocessor_config.json. mean, std of three; filter 2 bilinear, 3 bicubic. */
 bool processor_norm(const Module *m, PatchSpec *spec, Error *e);
+/* Whether preprocessor_config.json's size.height and size.width, where it has them, are the model's own side. */
+bool processor_square(const Module *m, int64_t side, Error *e);
 json_t *json_path(json_t *root, const char *dotted);
 /* Reads FOLDER/NAME; the caller gives the reference back. optional: a file that is not there is NULL, and no failure. */
 bool module_json(const char *folder, const char *name, bool optional, json_t **out, Error *e);

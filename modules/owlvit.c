@@ -87,14 +87,7 @@ static bool owlvit_open(Module *m, Error *e) {
     if (o->text.D != o->text.n.C) /* the class head is as wide as the text tower, and meets what text_projection gives */
         return fail_as(e, FAIL_MODEL, "%s/config.json: projection_dim is %" PRId64 ", text_config.hidden_size %" PRId64 "; detection wants them equal",
                        m->folder, o->text.D, o->text.n.C);
-    static const char *const sides[] = {"size.height", "size.width"};
-    int64_t image = o->vision.grid * o->vision.patches.patch;
-    for (int i = 0; i < 2; i++) { /* absent in some files, which then mean the model's size */
-        json_t *v = json_path(m->processor, sides[i]);
-        if (v && json_integer_value(v) != image)
-            return fail_as(e, FAIL_MODEL, "%s/preprocessor_config.json: %s is %" JSON_INTEGER_FORMAT ", the model's image_size %" PRId64,
-                           m->folder, sides[i], json_integer_value(v), image);
-    }
+    if (!processor_square(m, o->vision.grid * o->vision.patches.patch, e)) return false;
     declare(o);
     compute_box_bias(o);
     open_towers(o);

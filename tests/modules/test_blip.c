@@ -165,6 +165,13 @@ TEST(blip_question_start) {
     EXPECT(!module_open(folder, device_cpu(0), F32, MODULE_FROZEN, true, 0, &e) &&
                strstr(e.text, "question_start is \"[SEP]\""),
            "%s", e.text);
+    char *size = strstr(strcpy(changed, config), "\"image_size\": 32");
+    CHECK(size, "image_size in config.json");
+    memcpy(strstr(size, "32"), "64", 2);
+    write_in(folder, "config.json", changed);
+    e = (Error){0};
+    EXPECT(!module_open(folder, device_cpu(0), MODULE_FROZEN, true, 0, &e) && strstr(e.text, "size.height is 32"),
+           "%s", e.text);
     write_in(folder, "config.json", config);
     write_in(folder, "answer_list.json", "{\"yes\": 1}");
     EXPECT(!module_open(folder, device_cpu(0), F32, MODULE_FROZEN, true, 0, &e) && strstr(e.text, "not a list"),
