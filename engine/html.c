@@ -541,7 +541,7 @@ bool html_close(Html *h, Error *e) {
         fprintf(h->f, "<nav><details%s><summary>%" PRId64 " programs", h->nprograms <= 24 ? " open" : "", h->nprograms);
         if (h->nfailed) fprintf(h->f, ", %" PRId64 " failed", h->nfailed);
         if (*h->summary) {
-            fputs(" <span class=\"dim small\">· ", h->f);
+            fputs(" <span class=\"dim small\" style=\"font-weight:400\">· ", h->f);
             put(h->f, h->summary);
             fputs("</span>", h->f);
         }

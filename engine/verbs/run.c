@@ -470,13 +470,21 @@ static bool open_outputs(Runner *r, Error *e) {
     return html_open(&r->html, o->trace, image, r->nimages, notes, n, e);
 }
 
-/* "84 steps asked modules in 6 waves: VQA 31 questions in 2 batches, ..." */
+static const char *plural(int64_t n, const char *ending) { return n == 1 ? "" : ending; }
+
+/* "84 steps asked modules, in 2 waves: VQA 31 questions in 2 batches, ..." */
 static void tell_batches(Runner *r) {
-    int at = snprintf(r->html.summary, sizeof r->html.summary, "%" PRId64 " steps asked modules, in %" PRId64 " waves", r->steps, r->waves);
-    for (int k = 0; k < NETWORKS; k++)
-        if (r->module[k])
-            at += snprintf(r->html.summary + at, sizeof r->html.summary - (size_t)at, "%s %s %" PRId64 " questions in %" PRId64 " batches", at && strchr(r->html.summary, ':') ? "," : ":",
-                           asked_names[k], r->module[k]->asks, r->module[k]->forwards);
+    char *out = r->html.summary;
+    const size_t size = sizeof r->html.summary;
+    size_t at = (size_t)snprintf(out, size, "%" PRId64 " step%s asked modules, in %" PRId64 " wave%s", r->steps, plural(r->steps, "s"), r->waves, plural(r->waves, "s"));
+    const char *between = ":";
+    for (int k = 0; k < NETWORKS; k++) {
+        const Module *m = r->module[k];
+        if (!m) continue;
+        at += (size_t)snprintf(out + at, size - at, "%s %s %" PRId64 " question%s in %" PRId64 " batch%s", between, asked_names[k], m->asks, plural(m->asks, "s"), m->forwards,
+                               plural(m->forwards, "es"));
+        between = ",";
+    }
 }
 
 static bool close_json(Runner *r, Error *e) {

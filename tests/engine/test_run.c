@@ -205,7 +205,7 @@ TEST(run_image_and_pair) {
     EXPECT(status == 0 && !strcmp(c.text, "yes\nTrue\nFalse\ncrop [0, 0, 192, 144] of LEFT\n"), "status %d: %s", status, c.text);
     size_t size;
     Error e = {0};
-    EXPECT(file_read(html, &page, &size, 1 << 24, &e) && strstr(page, "3 steps asked modules, in 1 waves: VQA 3 questions in 1 batches"), "%s", e.text);
+    EXPECT(file_read(html, &page, &size, 1 << 24, &e) && strstr(page, "3 steps asked modules, in 1 wave: VQA 3 questions in 1 batch"), "%s", e.text);
     free(page);
 }
 

@@ -2,6 +2,7 @@
 # Makefile.
 #
 #   make parity            models of the published sizes with random weights beside transformers; PARITY="vilt-vqa owlvit-b32" chooses
+#   make parity-programs   all example programs on photographs, with models of the published sizes (programs.py)
 #   make parity-tokens     the program of tests/parity/compare_tokens.py
 #   make parity-images     the program of tests/parity/compare_images.py
 
@@ -20,4 +21,7 @@ parity: $(B)/parity
 
 parity-tokens parity-images: %: $(B)/%
 
-.PHONY: parity parity-tokens parity-images
+parity-programs: $(B)/vpdistill
+	$(PYTHON) tests/parity/programs.py --engine $(B)/vpdistill
+
+.PHONY: parity parity-programs parity-tokens parity-images
