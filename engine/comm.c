@@ -110,6 +110,8 @@ void comm_close(void) {
     Comm *c = &world;
     if (!c->link) return;
     comm_barrier(c, "end");
+    if (c->busy_s > 0)
+        info("sums of gradients took %.2f s beside the computation, which waited %.2f s for them", c->busy_s, c->waited_s);
     pthread_mutex_lock(&c->lock);
     c->stop = true;
     pthread_cond_broadcast(&c->changed);
