@@ -111,7 +111,8 @@ void comm_close(void) {
     if (!c->link) return;
     comm_barrier(c, "end");
     if (c->busy_s > 0)
-        info("sums of gradients took %.2f s beside the computation, which waited %.2f s for them", c->busy_s, c->waited_s);
+        info("sums of gradients took %.2f s beside the computation, which waited %.2f s for them", c->busy_s,
+             c->waited_s);
     pthread_mutex_lock(&c->lock);
     c->stop = true;
     pthread_cond_broadcast(&c->changed);
@@ -217,9 +218,9 @@ void comm_sum_begin(Comm *c, const char *what, float *x, int64_t n) {
     pthread_mutex_unlock(&c->lock);
 }
 
-/* The host waits for the device. An aborted collective lets its stream go on with anything, so who reads without asking may
- * write a checkpoint of garbage before the process ends. It costs nothing: what follows a sum is the gradient's norm, for which
- * the host waits anyway. */
+/* The host waits for the device. An aborted collective lets its stream go on with anything, so who reads
+ * without asking may write a checkpoint of garbage before the process ends. It costs nothing: what follows
+ * a sum is the gradient's norm, for which the host waits anyway. */
 static void wait_for_device(Comm *c) {
     Error e = {0};
     c->dev->sync(c->dev);

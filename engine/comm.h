@@ -23,9 +23,10 @@ typedef struct Transport {
     bool (*open)(Comm *c, Device *dev, Error *e);
     /* Sends n bytes to `to` while m bytes from `from` are received. A negative rank: nothing in that direction. */
     void (*exchange)(Comm *c, int to, const void *send, size_t n, int from, void *recv, size_t m);
-    /* Sums x over the ranks in the library's own order; NULL: comm.c does it with exchange, in a fixed one. A device
-     * transport queues it behind what the device's main stream holds, and finish lets the main stream wait for it; comm.c
-     * then lets the host wait, and asks whether what it waited for has happened (link_intact). */
+    /* Sums x over the ranks in the library's own order; NULL: comm.c does it with exchange, in a fixed
+     * one. A device transport queues it behind what the device's main stream holds, and finish lets the
+     * main stream wait for it; comm.c then lets the host wait, and asks whether what it waited for has
+     * happened (link_intact). */
     void (*sum)(Comm *c, float *x, int64_t n);
     void (*finish)(Comm *c);
     void (*gather)(Comm *c, float *x, int64_t n); /* device transports: comm_all_gather */
@@ -56,7 +57,8 @@ struct Comm {
     pthread_t thread;
     float *pieces;                          /* of the other ranks, to be added */
     int64_t pieces_cap;
-    double waited_s, busy_s;                /* in comm_finish (for a device: and for its backward pass); of the thread in sums */
+    double waited_s;                        /* in comm_finish; on a device for its backward pass, too */
+    double busy_s;                          /* of the thread, in sums */
 };
 
 /* The ranks of this process's run: one until comm_open. */

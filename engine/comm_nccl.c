@@ -1,9 +1,9 @@
 /* comm_nccl.c -- gradients in device memory, over NCCL (CUDA=1). See comm.h.
  *
- * Sums are queued on the device's comm stream behind what the compute stream holds; the host waits for them once, in
- * comm_finish. The communicator is non-blocking, so that no call of ours hangs in the library when
- * another rank is gone; the thread that watches the ranks (link.c) asks for NCCL's own errors and aborts. Counts, hashes
- * and the communicator's id go over the host transport, which knows who belongs to this run.
+ * Sums are queued on the device's comm stream behind what the compute stream holds; the host waits for them
+ * once, in comm_finish. The communicator is non-blocking, so that no call of ours hangs in the library when
+ * another rank is gone; the thread that watches the ranks (link.c) asks for NCCL's own errors and aborts.
+ * Counts, hashes and the communicator's id go over the host transport, which knows who belongs to this run.
  */
 #include <nccl.h>
 #include <time.h>
@@ -15,15 +15,16 @@
 typedef struct Nccl {
     ncclComm_t comm;
     Device *dev;
-    /* Held during every call that names the communicator: the watching thread asks it for errors and aborts it while the main
-     * thread queues. The calls return at once, the communicator does not block. */
+    /* Held during every call that names the communicator: the watching thread asks it for errors and
+     * aborts it while the main thread queues. The calls return at once, the communicator does not block. */
     pthread_mutex_t lock;
     bool stands, aborted;
     float *pieces;  /* device memory: the other ranks' values of our share, to be added */
     int64_t pieces_cap;
 } Nccl;
 
-/* An aborted communicator is freed memory: whoever still wants to use it waits here for the end of the process. */
+/* An aborted communicator is freed memory: whoever still wants to use it waits here for the end of the
+ * process. */
 static void enter(Comm *c) {
     Nccl *n = c->device_state;
     pthread_mutex_lock(&n->lock);
@@ -38,7 +39,8 @@ static ncclResult_t state_of(Nccl *n) {
     return asked == ncclSuccess ? r : asked;
 }
 
-/* The end of a call that enter began: a non-blocking communicator answers at once and goes on in the background. */
+/* The end of a call that enter began: a non-blocking communicator answers at once and goes on in the
+ * background. */
 static void leave(Comm *c, ncclResult_t r, const char *call) {
     Nccl *n = c->device_state;
     while (r == ncclInProgress) {
@@ -48,7 +50,9 @@ static void leave(Comm *c, ncclResult_t r, const char *call) {
         r = state_of(n);
     }
     char text[400];
-    if (r != ncclSuccess) snprintf(text, sizeof text, "%s: %s (%.200s)", call, ncclGetErrorString(r), ncclGetLastError(n->comm));
+    if (r != ncclSuccess)
+        snprintf(text, sizeof text, "%s: %s (%.200s)", call, ncclGetErrorString(r),
+                 ncclGetLastError(n->comm));
     pthread_mutex_unlock(&n->lock);
     if (r != ncclSuccess) link_lost(c->link, -1, text);
 }

@@ -38,9 +38,9 @@ void link_collective(Link *l, const char *what, int64_t n);
  * once before this process exits, so that nothing on a device or in a library goes on waiting. Either may be NULL. */
 void link_hooks(Link *l, bool (*poll)(void *arg, Error *e), void (*abort)(void *arg), void *arg);
 
-/* Returns when this run is not ending: to be called when a device's queue has been waited for and before what the collectives in
- * it gave is used. `abort` lets queued collectives go unfinished, and their stream goes on with garbage; whoever waited for it
- * stays here until the watching thread has ended the process. */
+/* Returns when this run is not ending: to be called when a device's queue has been waited for and before
+ * what the collectives in it gave is used. `abort` lets queued collectives go unfinished, and their stream
+ * goes on with garbage; whoever waited for it stays here until the watching thread has ended the process. */
 void link_intact(Link *l);
 /* The transport lost `peer` (-1: it cannot say whom). The cause is mostly known to the watching thread in a moment; if not,
  * this is it. Does not return. */

@@ -143,7 +143,8 @@ static Flat flatten(const Replay *r) {
     for (int64_t i = 0; i < f.nbatches; i++) {
         const Extent was = {0, 0, f.nints, f.nfloats, f.ntext};
         for (int64_t k = 0; k < order[i]->n; k++) put_lesson(&f, &order[i]->lesson[k], r->nlabels);
-        f.extent[i] = (Extent){order[i]->batch, order[i]->n, f.nints - was.nints, f.nfloats - was.nfloats, f.ntext - was.ntext};
+        f.extent[i] = (Extent){order[i]->batch, order[i]->n, f.nints - was.nints, f.nfloats - was.nfloats,
+                               f.ntext - was.ntext};
     }
     free(order);
     return f;
@@ -157,25 +158,28 @@ static void flat_free(Flat *f) {
     *f = (Flat){0};
 }
 
-/* Brings the ranks' lessons together on rank 0, batch by batch: a higher rank has higher places. Empty on the others. */
+/* Brings the ranks' lessons together on rank 0, batch by batch: a higher rank has higher places. Empty on
+ * the others. */
 static Flat collect(const Flat *mine) {
     Comm *c = comm_world();
     size_t begin[4][c->size + 1];
     Extent *e = comm_collect(c, "lessons", mine->extent, (size_t)mine->nbatches * sizeof *e, begin[0]);
     int64_t *ints = comm_collect(c, "lessons", mine->ints, (size_t)mine->nints * sizeof *ints, begin[1]);
-    float *floats = comm_collect(c, "lessons", mine->floats, (size_t)mine->nfloats * sizeof *floats, begin[2]);
+    float *floats =
+        comm_collect(c, "lessons", mine->floats, (size_t)mine->nfloats * sizeof *floats, begin[2]);
     char *text = comm_collect(c, "lessons", mine->text, (size_t)mine->ntext, begin[3]);
     Flat all = {0};
     if (c->rank) return all;
     for (int r = 0; r < c->size; r++)
-        CHECK(begin[0][r + 1] - begin[0][r] == begin[0][1], "rank %d keeps another number of batches than rank 0", r);
+        CHECK(begin[0][r + 1] - begin[0][r] == begin[0][1],
+              "rank %d keeps another number of batches than rank 0", r);
     all.nbatches = mine->nbatches;
     all.extent = xcalloc((size_t)all.nbatches + 1, sizeof *all.extent);
     for (int64_t i = 0; i < all.nbatches; i++)
         for (int r = 0; r < c->size; r++) {
             Extent *its = (Extent *)((char *)e + begin[0][r]) + i, *sum = &all.extent[i];
-            CHECK(its->batch == mine->extent[i].batch, "rank %d keeps batch %" PRId64 ", rank 0 %" PRId64, r, its->batch,
-                  mine->extent[i].batch);
+            CHECK(its->batch == mine->extent[i].batch, "rank %d keeps batch %" PRId64 ", rank 0 %" PRId64, r,
+                  its->batch, mine->extent[i].batch);
             put_ints(&all, (int64_t *)((char *)ints + begin[1][r]), its->nints);
             put_floats(&all, (float *)((char *)floats + begin[2][r]), its->nfloats);
             put_text(&all, text + begin[3][r], its->ntext);
@@ -208,10 +212,30 @@ bool replay_save(const Replay *r, const char *path, Error *e) {
         batches[i + 1][1] = f.extent[i].n;
     }
     const StTensor t[] = {
-        {.name = "batches", .dtype = ST_I64, .ndim = 2, .shape = {n, 2}, .data = batches, .bytes = (size_t)n * sizeof *batches},
-        {.name = "floats", .dtype = ST_F32, .ndim = 1, .shape = {f.nfloats}, .data = f.floats, .bytes = (size_t)f.nfloats * 4},
-        {.name = "ints", .dtype = ST_I64, .ndim = 1, .shape = {f.nints}, .data = f.ints, .bytes = (size_t)f.nints * 8},
-        {.name = "text", .dtype = ST_U8, .ndim = 1, .shape = {f.ntext}, .data = f.text, .bytes = (size_t)f.ntext},
+        {.name = "batches",
+         .dtype = ST_I64,
+         .ndim = 2,
+         .shape = {n, 2},
+         .data = batches,
+         .bytes = (size_t)n * sizeof *batches},
+        {.name = "floats",
+         .dtype = ST_F32,
+         .ndim = 1,
+         .shape = {f.nfloats},
+         .data = f.floats,
+         .bytes = (size_t)f.nfloats * 4},
+        {.name = "ints",
+         .dtype = ST_I64,
+         .ndim = 1,
+         .shape = {f.nints},
+         .data = f.ints,
+         .bytes = (size_t)f.nints * 8},
+        {.name = "text",
+         .dtype = ST_U8,
+         .ndim = 1,
+         .shape = {f.ntext},
+         .data = f.text,
+         .bytes = (size_t)f.ntext},
     };
     bool ok = st_write(path, t, COUNT_OF(t), NULL, 0, e);
     flat_free(&mine);

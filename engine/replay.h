@@ -1,9 +1,11 @@
-/* replay.h -- what recent updates were taught, to be learnt again: a teacher's answer costs more than a student's step.
+/* replay.h -- what recent updates were taught, to be learnt again: a teacher's answer costs more than a
+ * student's step.
  *
- * The lessons of batch b are kept until batch b + reuse * lag has passed; the step that runs batch b also learns again those
- * of b - lag, b - 2 lag, ... (distill.reuse of them, in updates of their own), on the pixels that a second loader brings
- * again. Each rank keeps the lessons of its own images. The store is part of a checkpoint, so that a resumed run learns from
- * the same lessons, whatever its number of ranks. Next: step.c.
+ * The lessons of batch b are kept until batch b + reuse * lag has passed; the step that runs batch b also
+ * learns again those of b - lag, b - 2 lag, ... (distill.reuse of them, in updates of their own), on the
+ * pixels that a second loader brings again. Each rank keeps the lessons of its own images. The store is part
+ * of a checkpoint, so that a resumed run learns from the same lessons, whatever its number of ranks. Next:
+ * step.c.
  */
 #pragma once
 #include "data/loader.h"
@@ -43,8 +45,8 @@ void replay_keep(Replay *r, int64_t batch, int place, const Ask *ask, const Less
 /* The lessons of a batch; NULL when it is too old, or not kept. */
 const KeptBatch *replay_find(const Replay *r, int64_t batch);
 
-/* Writes the lessons of all ranks, those of a batch in the order of places, as one safetensors file of a checkpoint: rank 0 saves and
- * the others send. The file does not tell how many ranks there were. */
+/* Writes the lessons of all ranks, those of a batch in the order of places, as one safetensors file of a
+ * checkpoint: rank 0 saves and the others send. The file does not tell how many ranks there were. */
 bool replay_save(const Replay *r, const char *path, Error *e);
 void replay_send(const Replay *r);
 /* Reads what is this rank's. FAIL_MODEL names what is wrong. */

@@ -74,7 +74,8 @@ typedef struct Part {
 static void tell_nouns(Distiller *d, const Part *part) {
     int64_t most = 0, n = 0;
     for (int k = 0; k < d->reduce.parts; k++)
-        for (int j = 0; j < part[k].j.n; j++) most += part[k].j.job[j].prog->nsteps * part[k].j.job[j].prog->ninputs;
+        for (int j = 0; j < part[k].j.n; j++)
+            most += part[k].j.job[j].prog->nsteps * part[k].j.job[j].prog->ninputs;
     Noun *mine = arena_alloc(&d->run.host, (size_t)most * sizeof *mine);
     for (int k = 0; k < d->reduce.parts; k++)
         for (int j = 0; j < part[k].j.n; j++) {
@@ -82,7 +83,8 @@ static void tell_nouns(Distiller *d, const Part *part) {
             for (int i = 0; i < job->prog->nsteps; i++) {
                 const Step *st = &job->prog->steps[i];
                 Noun noun;
-                if (!st->module || strcmp(st->module, "LOC") || st->arg[1] >= 0 || /* a phrase that is known before it runs */
+                if (!st->module || strcmp(st->module, "LOC") ||
+                    st->arg[1] >= 0 || /* a phrase that is known before it runs */
                     !teacher_noun(&d->teacher, step_arg(job->prog, st, 1, NULL)->str.s, &noun))
                     continue;
                 for (int image = 0; image < job->prog->ninputs; image++)
@@ -90,7 +92,8 @@ static void tell_nouns(Distiller *d, const Part *part) {
             }
         }
     size_t begin[d->run.comm->size + 1];
-    d->teacher.noun = comm_gather(d->run.comm, "nouns of the batch", mine, (size_t)n * sizeof *mine, &d->run.host, begin);
+    d->teacher.noun =
+        comm_gather(d->run.comm, "nouns of the batch", mine, (size_t)n * sizeof *mine, &d->run.host, begin);
     d->teacher.nnouns = (int64_t)(begin[d->run.comm->size] / sizeof *mine);
 }
 
@@ -115,7 +118,8 @@ static void run_programs(Distiller *d, int k, Part *p) {
 /* A question that a part has a target for. */
 typedef struct Claim {
     uint64_t key;
-    int32_t strength; /* 2: the answer has fixed the target; 1: it was kept; 0: asked besides, only to be learnt again */
+    int32_t
+        strength; /* 2: the answer has fixed the target; 1: it was kept; 0: asked besides, only to be learnt again */
     int32_t part, loc;
 } Claim;
 
@@ -162,9 +166,11 @@ static void settle(Distiller *d, Part *part, int64_t kept[2]) {
         for (int64_t q = 0; q < d->sched[k].nquestions; q++) {
             const bool loc = question[q].answer.label->is_loc;
             if (part[k].l.target[q].kept)
-                mine[n++] = (Claim){claim_key(&question[q].ask, loc), 1 + part[k].l.target[q].fixed, first + k, loc};
+                mine[n++] =
+                    (Claim){claim_key(&question[q].ask, loc), 1 + part[k].l.target[q].fixed, first + k, loc};
         }
-        for (const OtherAsk *o = part[k].other; o; o = o->next) mine[n++] = (Claim){claim_key(&o->ask, true), 0, first + k, true};
+        for (const OtherAsk *o = part[k].other; o; o = o->next)
+            mine[n++] = (Claim){claim_key(&o->ask, true), 0, first + k, true};
     }
     size_t begin[d->run.comm->size + 1];
     Claim *all = comm_gather(d->run.comm, "questions kept", mine, (size_t)n * sizeof *mine, a, begin);
@@ -180,11 +186,13 @@ static void settle(Distiller *d, Part *part, int64_t kept[2]) {
         for (int64_t q = 0; q < d->sched[k].nquestions; q++) {
             const Question *of = &d->sched[k].question[q];
             Target *t = &part[k].l.target[q];
-            if (!t->kept || has_won(all, won, claim_key(&of->ask, of->answer.label->is_loc), first + k)) continue;
+            if (!t->kept || has_won(all, won, claim_key(&of->ask, of->answer.label->is_loc), first + k))
+                continue;
             t->kept = false;
             part[k].l.kept[of->answer.label->is_loc]--;
         }
-        for (OtherAsk *o = part[k].other; o; o = o->next) o->twice = !has_won(all, won, claim_key(&o->ask, true), first + k);
+        for (OtherAsk *o = part[k].other; o; o = o->next)
+            o->twice = !has_won(all, won, claim_key(&o->ask, true), first + k);
     }
 }
 
@@ -260,7 +268,8 @@ static double retain_loss(Distiller *d, Student *s, const Ask *ask, int n, int64
 
 /* Fails because of a loss that is no number; its tape is the run's. */
 static bool not_finite(Distiller *d, int64_t step, double vqa, double loc, double retain, Error *e) {
-    run_not_finite(&d->run, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, step, vqa + loc + retain, e);
+    run_not_finite(&d->run, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, step,
+                   vqa + loc + retain, e);
     return fail_in(e, "VQA %g, LOC %g, retain %g", vqa, loc, retain);
 }
 
@@ -383,7 +392,9 @@ typedef struct ToKeep {
     Lesson lesson;
 } ToKeep;
 
-static int by_place(const void *a, const void *b) { return ((const ToKeep *)a)->place - ((const ToKeep *)b)->place; }
+static int by_place(const void *a, const void *b) {
+    return ((const ToKeep *)a)->place - ((const ToKeep *)b)->place;
+}
 
 /* Where the image is in the batch of all ranks; the first time, when it is there more than once. */
 static int place_of(const Batch *b, uint64_t image_id) {
@@ -411,11 +422,13 @@ static void keep_lessons(Distiller *d, const Batch *b, const Part *part) {
         }
         for (const OtherAsk *o = part[k].other; o; o = o->next)
             if (!o->twice && !image_is_made(o->ask.image_id))
-                list[n++] = (ToKeep){place_of(&part[k].b, o->ask.image_id), o->ask, distill_loc_lesson(o->label, o->ask.rect, a)};
+                list[n++] = (ToKeep){place_of(&part[k].b, o->ask.image_id), o->ask,
+                                     distill_loc_lesson(o->label, o->ask.rect, a)};
     }
     arena_sort(a, list, n, sizeof *list, by_place);
     replay_begin(&d->replay, b->index);
-    for (int64_t i = 0; i < n; i++) replay_keep(&d->replay, b->index, list[i].place, &list[i].ask, &list[i].lesson);
+    for (int64_t i = 0; i < n; i++)
+        replay_keep(&d->replay, b->index, list[i].place, &list[i].ask, &list[i].lesson);
 }
 
 /* ---- one batch's step ------------------------------------------------------------------------------ */
@@ -539,7 +552,8 @@ bool step_again(Distiller *d, int64_t step, int turn, const Batch *b, StepStats 
         arena_reset(&d->run.host, mark_host);
     }
     reduce_end(r);
-    return update(&d->vqa, learnt[0], step, &out->norm_vqa, e) && update(&d->loc, learnt[1], step, &out->norm_loc, e);
+    return update(&d->vqa, learnt[0], step, &out->norm_vqa, e) &&
+           update(&d->loc, learnt[1], step, &out->norm_loc, e);
 }
 
 /* ---- opening -------------------------------------------------------------------------------------- */
@@ -624,8 +638,8 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
     d->sched = xcalloc((size_t)d->reduce.parts, sizeof *d->sched);
     for (int k = 0; k < d->reduce.parts; k++) sched_open(&d->sched[k], d->answerer, 2);
     const Reduce *r = &d->reduce;
-    replay_open(&d->replay, cfg->distill.reuse, cfg->distill.lag, d->vqa.module->nlabels, cfg->distill.programs,
-                (int)((int64_t)distiller_images(cfg) * r->first / r->total),
+    replay_open(&d->replay, cfg->distill.reuse, cfg->distill.lag, d->vqa.module->nlabels,
+                cfg->distill.programs, (int)((int64_t)distiller_images(cfg) * r->first / r->total),
                 (int)((int64_t)distiller_images(cfg) * (r->first + r->parts) / r->total));
     return true;
 }

@@ -357,13 +357,15 @@ static bool looked_for(const Teacher *t, uint64_t image_id, int32_t label) {
 
 static bool has_others(const Teacher *t, const Ask *ask) {
     for (const OtherAsk *o = t->other; o; o = o->next)
-        if (o->ask.image_id == ask->image_id && !memcmp(&o->ask.rect, &ask->rect, sizeof ask->rect)) return true;
+        if (o->ask.image_id == ask->image_id && !memcmp(&o->ask.rect, &ask->rect, sizeof ask->rect))
+            return true;
     return false;
 }
 
-/* Extends the asks, n of them, by nouns that others of the batch are about: each rectangle gets up to t->others, once in an update.
- * They tell the student what a thing is not, and cost one look more where they fit. Which they are depends on the batch and the
- * rectangle alone, not on what else is asked in this call: so it is the same for any number of ranks. Returns the new number. */
+/* Extends the asks, n of them, by nouns that others of the batch are about: each rectangle gets up to
+ * t->others, once in an update. They tell the student what a thing is not, and cost one look more where
+ * they fit. Which they are depends on the batch and the rectangle alone, not on what else is asked in this
+ * call: so it is the same for any number of ranks. Returns the new number. */
 static int64_t other_asks(const Teacher *t, Ask *ask, int64_t n, const Proposals *list, int64_t nlist, int32_t *of) {
     enum { MAX_NOUNS = 64 };
     int32_t noun[MAX_NOUNS];

@@ -29,8 +29,8 @@ typedef struct Label {
     Candidate *candidate;    /* LOC: the leaders, best `yes` first, then the followers */
 } Label;
 
-/* What a program of the batch will look for on an image: the phrase's noun as an answer of the teacher, and whether the phrase
- * has no other word. */
+/* What a program of the batch will look for on an image: the phrase's noun as an answer of the teacher,
+ * and whether the phrase has no other word. */
 typedef struct Noun {
     uint64_t image_id;
     int32_t label, alone;
@@ -54,7 +54,7 @@ typedef struct Teacher {
     float grow;           /* candidates are enlarged by this before they are shown */
     bool attributes;      /* verify word by word as well */
     int others;           /* LOC: further nouns put to each rectangle's proposals ... */
-    const Noun *noun;     /* ... of these, the whole batch's in its order, whoever runs the programs; borrowed */
+    const Noun *noun; /* ... of these, the whole batch's in its order, whoever runs the programs; borrowed */
     int64_t nnouns;
     OtherAsk *other;      /* of the update, newest first */
     int64_t asked;        /* questions put to it so far, equal ones of a call once */

@@ -147,7 +147,8 @@ enum { MOST_WORDS = 80 };
 
 /* The line's words into argv[n] and on, with NULL at the end. Returns how many there are then. */
 static int split(char **argv, int n, const char *line) {
-    for (char *word = strtok(xstrdup(line), " "); word && n < MOST_WORDS - 1; word = strtok(NULL, " ")) argv[n++] = word;
+    for (char *word = strtok(xstrdup(line), " "); word && n < MOST_WORDS - 1; word = strtok(NULL, " "))
+        argv[n++] = word;
     argv[n] = NULL;
     return n;
 }
@@ -172,8 +173,11 @@ void mpirun_start(Child *c, int ranks, const char *exe, const char *line) {
     start(c, fd);
     if (c->pid) return;
     char *argv[MOST_WORDS], *copy;
-    /* More ranks than cores, as whoever the tests run as, each free to use any core: they share them with each other. */
-    CHECK(asprintf(&copy, "mpirun --allow-run-as-root --oversubscribe --bind-to none -n %d %s", ranks, exe) > 0, "asprintf");
+    /* More ranks than cores, as whoever the tests run as, each free to use any core: they share them with
+     * each other. */
+    CHECK(asprintf(&copy, "mpirun --allow-run-as-root --oversubscribe --bind-to none -n %d %s", ranks, exe) >
+              0,
+          "asprintf");
     split(argv, split(argv, 0, copy), line);
     setenv("OMP_WAIT_POLICY", "PASSIVE", 1);
     execvp(argv[0], argv);

@@ -98,7 +98,8 @@ void run_ranks(int n, const char *line) {
     int port;
     if (ranks_by_mpirun) {
         mpirun_start(&c[0], n, vpdistill(), line);
-        EXPECT(command_wait(&c[0]) == 0 && (n == 1 || strstr(c[0].text, "over MPI")), "mpirun -n %d: status %d: %s", n, c[0].status, c[0].text);
+        EXPECT(command_wait(&c[0]) == 0 && (n == 1 || strstr(c[0].text, "over MPI")),
+               "mpirun -n %d: status %d: %s", n, c[0].status, c[0].text);
         return;
     }
     runs_start(c, n, &port, line);
@@ -109,8 +110,10 @@ void run_ranks(int n, const char *line) {
 const char *train_line(const char *out, int steps, const char *more) {
     static char line[2000];
     snprintf(line, sizeof line,
-             "train data.kind=steps data.dir=%s model.vqa=%s/configs/models/tiny-vilt model.loc=%s/configs/models/tiny-owlvit run.out=%s "
-             "train.from_scratch=true train.steps=%d train.batch=16 train.per_image=2 train.save_every=4 run.threads=1 run.bucket_mb=0.05 %s",
+             "train data.kind=steps data.dir=%s model.vqa=%s/configs/models/tiny-vilt "
+             "model.loc=%s/configs/models/tiny-owlvit run.out=%s "
+             "train.from_scratch=true train.steps=%d train.batch=16 train.per_image=2 train.save_every=4 "
+             "run.threads=1 run.bucket_mb=0.05 %s",
              tiny_scenes(), repository(), repository(), out, steps, more);
     return line;
 }
@@ -118,8 +121,10 @@ const char *train_line(const char *out, int steps, const char *more) {
 const char *distill_line(const char *out, int steps, const char *more) {
     static char line[2000];
     snprintf(line, sizeof line,
-             "distill data.kind=gqa data.dir=%s model.vqa=%s/configs/models/demo-vqa model.loc=%s/configs/models/demo-loc "
-             "model.teacher=%s/configs/models/demo-teacher run.out=%s distill.steps=%d distill.programs=32 distill.per_image=4 eval.limit=4 run.threads=1 "
+             "distill data.kind=gqa data.dir=%s model.vqa=%s/configs/models/demo-vqa "
+             "model.loc=%s/configs/models/demo-loc "
+             "model.teacher=%s/configs/models/demo-teacher run.out=%s distill.steps=%d distill.programs=32 "
+             "distill.per_image=4 eval.limit=4 run.threads=1 "
              "distill.replay_dir=%s train.save_every=2 run.bucket_mb=0.05 %s",
              tiny_scenes(), repository(), repository(), repository(), out, steps, tiny_scenes(), more);
     return line;
@@ -139,7 +144,8 @@ double moments_difference(const char *a, const char *b, int step, const char *fi
         if (strncmp(t->name, "m.", 2)) continue;
         CHECK(u && st_numel(t) == st_numel(u), "%s", t->name);
         const float *p = t->data, *q = u->data;
-        for (int64_t k = 0; k < st_numel(t); k++) squares += (double)p[k] * p[k], diff += ((double)p[k] - q[k]) * ((double)p[k] - q[k]);
+        for (int64_t k = 0; k < st_numel(t); k++)
+            squares += (double)p[k] * p[k], diff += ((double)p[k] - q[k]) * ((double)p[k] - q[k]);
     }
     st_close(&x);
     st_close(&y);

@@ -1,5 +1,5 @@
-/* ranks.h -- tests with several ranks: forked processes that meet as ranks of one run and do nothing with OpenMP, and whole runs
- * of the command. */
+/* ranks.h -- tests with several ranks: forked processes that meet as ranks of one run and do nothing with
+ * OpenMP, and whole runs of the command. */
 #pragma once
 #include "engine/comm.h"
 #include "tests/engine/child.h"
@@ -28,7 +28,8 @@ void ranks_wait(Ranks *r, char *text, size_t size);
 /* Every collective with its result (test_comm.c). */
 void all_collectives(Comm *c);
 
-/* Starts the command as n ranks, as a launcher would that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT (*port, too). */
+/* Starts the command as n ranks, as a launcher would that sets RANK, WORLD_SIZE, MASTER_ADDR and
+ * MASTER_PORT (*port, too). */
 void runs_start(Child *c, int n, int *port, const char *line);
 /* Runs it to its end, which must be a good one; by mpirun while ranks_by_mpirun is set. */
 void run_ranks(int n, const char *line);
@@ -36,13 +37,14 @@ extern bool ranks_by_mpirun;
 /* Command lines of small runs into a folder: the last `more` wins. Valid until the next call. */
 typedef const char *LineFn(const char *out, int steps, const char *more);
 LineFn train_line, distill_line;
-/* The norm of the difference of the first moments in two runs' checkpoints, over that of the first's. After one update without
- * clipping they are (1 - beta1) times the gradient. */
+/* The norm of the difference of the first moments in two runs' checkpoints, over that of the first's.
+ * After one update without clipping they are (1 - beta1) times the gradient. */
 double moments_difference(const char *a, const char *b, int step, const char *file);
 /* DIR/name-1, -2 and -4, removed. */
 void outs(char out[3][300], const char *name);
 /* What whole runs of 1, 2 and 4 ranks must share (test_ranks.c). */
-TestFn gradient_of_train, gradient_of_distill, gradient_of_lessons, bits_of_train, bits_of_distill, resume_train, resume_lessons;
+TestFn gradient_of_train, gradient_of_distill, gradient_of_lessons, bits_of_train, bits_of_distill,
+    resume_train, resume_lessons;
 /* How often `word` is in text. */
 int times(const char *text, const char *word);
 

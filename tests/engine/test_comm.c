@@ -1,5 +1,5 @@
-/* test_comm.c -- ranks: who they are, collectives, and how they end. In forked processes that do nothing else; whole runs are in
- * test_ranks.c. */
+/* test_comm.c -- ranks: who they are, collectives, and how they end. In forked processes that do nothing
+ * else; whole runs are in test_ranks.c. */
 #include "tests/engine/ranks.h"
 
 #include <errno.h>
@@ -106,7 +106,8 @@ void all_collectives(Comm *c) {
     all = comm_collect(c, "letters", mine, (size_t)(R - c->rank), begin);
     MUST(!all == (c->rank > 0), "collect: rank %d has %p", c->rank, (void *)all);
     for (int r = 0; all && r < R; r++) {
-        MUST(begin[r + 1] - begin[r] == (size_t)(R - r), "collect: %zu of rank %d", begin[r + 1] - begin[r], r);
+        MUST(begin[r + 1] - begin[r] == (size_t)(R - r), "collect: %zu of rank %d", begin[r + 1] - begin[r],
+             r);
         for (size_t i = begin[r]; i < begin[r + 1]; i++) MUST(all[i] == 'a' + r, "collect: %c", all[i]);
     }
     free(all);

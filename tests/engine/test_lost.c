@@ -1,8 +1,9 @@
-/* test_lost.c -- a rank of a run is killed or stopped at a random step: all others are gone within the limit, with status 7, one of
- * them says who it was and where, nothing is left behind, and the run goes on with another number of ranks.
+/* test_lost.c -- a rank of a run is killed or stopped at a random step: all others are gone within the limit,
+ * with status 7, one of them says who it was and where, nothing is left behind, and the run goes on with
+ * another number of ranks.
  *
- * `make ranks-soak` does so VPDISTILL_SOAK times with each signal, `make test` twice. The seed is fixed, the steps depend on the
- * machine's speed.
+ * `make ranks-soak` does so VPDISTILL_SOAK times with each signal, `make test` twice. The seed is fixed, the
+ * steps depend on the machine's speed.
  */
 #include "tests/engine/ranks.h"
 
@@ -45,8 +46,9 @@ static double check_end(Child *c, int n, int victim, int sig, double at) {
         gethostname(host, sizeof host - 1);
         snprintf(who, sizeof who, "%s%s, pid %d) ", its, host, (int)c[victim].pid);
         EXPECT(said && !strncmp(said, who, strlen(who)), "not \"%s\": %s", who, text);
-        EXPECT(said && strstr(said, sig == SIGKILL ? "died, last seen" : "silent") && strstr(said, "at step ") &&
-                   strstr(said, "in the collective \""), "where was it? %s", text);
+        EXPECT(said && strstr(said, sig == SIGKILL ? "died, last seen" : "silent") &&
+                   strstr(said, "at step ") && strstr(said, "in the collective \""),
+               "where was it? %s", text);
     }
     const double took = now_s() - at;
     EXPECT(told == 1, "it was told %d times", told);
@@ -82,9 +84,11 @@ static double lose_one(int sig, int turn, uint64_t *seed) {
     const double took = check_end(c, n, victim, sig, now_s());
     if (!begun || !ckpt_latest(out, path, sizeof path, &step)) return took;
     run_ranks(more, train_line(out, (int)step + 2, "run.log_every=1000000"));
-    EXPECT(ckpt_latest(out, path, sizeof path, &after) && after == step + 2, "%d ranks went on to step %d", more, (int)after);
+    EXPECT(ckpt_latest(out, path, sizeof path, &after) && after == step + 2, "%d ranks went on to step %d",
+           more, (int)after);
     check_rest(out, port);
-    fprintf(stderr, "    signal %d to rank %d of %d after step %d: all gone in %.2f s; %d go on\n", sig, victim, n, (int)step, took, more);
+    fprintf(stderr, "    signal %d to rank %d of %d after step %d: all gone in %.2f s; %d go on\n", sig,
+            victim, n, (int)step, took, more);
     return took;
 }
 

@@ -1,5 +1,6 @@
-/* test_mpi.c -- ranks that mpirun has started, over MPI (make mpi-test): what test_comm.c, test_ranks.c and test_lost.c ask of ranks
- * over TCP. mpirun sees one process end and ends the rest, so of their ends only the time and the words are looked at. */
+/* test_mpi.c -- ranks that mpirun has started, over MPI (make mpi-test): what test_comm.c, test_ranks.c
+ * and test_lost.c ask of ranks over TCP. mpirun sees one process end and ends the rest, so of their ends
+ * only the time and the words are looked at. */
 #include "tests/engine/ranks.h"
 
 #include <dirent.h>
@@ -16,7 +17,8 @@ TEST(mpi_collectives) {
         Config cfg;
         Error e = {0};
         CHECK(config_load(&cfg, NULL, NULL, 0, &e) && comm_open(&cfg, &e), "%s", e.text);
-        CHECK(comm_world()->size == 1 || !strcmp(comm_world()->host->name, "MPI"), "over %s", comm_world()->host->name);
+        CHECK(comm_world()->size == 1 || !strcmp(comm_world()->host->name, "MPI"), "over %s",
+              comm_world()->host->name);
         all_collectives(comm_world());
         comm_close();
         return;
@@ -24,7 +26,8 @@ TEST(mpi_collectives) {
     CHECK(readlink("/proc/self/exe", exe, sizeof exe - 1) > 0, "/proc/self/exe");
     for (int n = 1; n <= 5; n++) {
         mpirun_start(&c, n, exe, "mpi_collectives");
-        EXPECT(command_wait(&c) == 0 && times(c.text, "1 passed") == n, "mpirun -n %d: status %d: %s", n, c.status, c.text);
+        EXPECT(command_wait(&c) == 0 && times(c.text, "1 passed") == n, "mpirun -n %d: status %d: %s", n,
+               c.status, c.text);
     }
 }
 
@@ -92,7 +95,8 @@ static void lose(int n, int victim, int sig) {
     for (int i = 0; i < 12000 && !ckpt_latest(out, path, sizeof path, &step); i++) usleep(10000);
     EXPECT(find_ranks(c.pid, pid) == n, "not all ranks were found");
     if (!pid[victim]) return;
-    snprintf(its, sizeof its, ", pid %d) %s", pid[victim], sig == SIGKILL ? "died, last seen at step" : "has been silent for");
+    snprintf(its, sizeof its, ", pid %d) %s", pid[victim],
+             sig == SIGKILL ? "died, last seen at step" : "has been silent for");
     kill(pid[victim], sig);
     const double at = now_s();
     EXPECT(command_wait(&c) != 0, "mpirun ends with 0: %s", c.text);
@@ -102,13 +106,17 @@ static void lose(int n, int victim, int sig) {
         usleep(10000);
     }
     EXPECT(!left, "signal %d to rank %d of %d: %d are left after 10 s", sig, victim, n, left);
-    fprintf(stderr, "    signal %d to rank %d of %d by mpirun: all gone in %.2f s\n", sig, victim, n, now_s() - at);
-    EXPECT(times(c.text, "all ranks end") == 1 && strstr(c.text, its) && strstr(c.text, "in the collective \""), "not said once: \"%s\": %s", its, c.text);
+    fprintf(stderr, "    signal %d to rank %d of %d by mpirun: all gone in %.2f s\n", sig, victim, n,
+            now_s() - at);
+    EXPECT(times(c.text, "all ranks end") == 1 && strstr(c.text, its) &&
+               strstr(c.text, "in the collective \""),
+           "not said once: \"%s\": %s", its, c.text);
     if (!ckpt_latest(out, path, sizeof path, &step)) return;
     ranks_by_mpirun = true;
     run_ranks(n == 2 ? 4 : 2, train_line(out, (int)step + 2, "run.log_every=1000000"));
     ranks_by_mpirun = false;
-    EXPECT(ckpt_latest(out, path, sizeof path, &after) && after == step + 2, "went on to step %d", (int)after);
+    EXPECT(ckpt_latest(out, path, sizeof path, &after) && after == step + 2, "went on to step %d",
+           (int)after);
 }
 
 TEST(mpi_rank_lost) {

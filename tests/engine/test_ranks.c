@@ -1,5 +1,6 @@
-/* test_ranks.c -- whole runs of 1, 2 and 4 ranks: the same gradient, with run.reproducible the same bits, and one goes on where
- * another number stopped. How they end is in test_lost.c, the same over MPI in test_mpi.c. */
+/* test_ranks.c -- whole runs of 1, 2 and 4 ranks: the same gradient, with run.reproducible the same bits,
+ * and one goes on where another number stopped. How they end is in test_lost.c, the same over MPI in
+ * test_mpi.c. */
 #include "tests/engine/ranks.h"
 
 #include <unistd.h>
@@ -8,10 +9,11 @@
 
 /* ---- the gradient --------------------------------------------------------------------------------- */
 
-/* N ranks' gradient is that of one with the whole batch to 1e-6 of its norm. What is left is f32: other batch sizes round the
- * forward pass otherwise, sums over rows are cut in other places. It is no bound for single parameters, some of which are all
- * cancellation: keys' biases (0 in real numbers), the text tower's queries and keys (another by 8e-6 of their own norm, which
- * is 5e-4 of the whole at most). Equal to the bit it is with run.reproducible. */
+/* N ranks' gradient is that of one with the whole batch to 1e-6 of its norm. What is left is f32: other
+ * batch sizes round the forward pass otherwise, sums over rows are cut in other places. It is no bound for
+ * single parameters, some of which are all cancellation: keys' biases (0 in real numbers), the text
+ * tower's queries and keys (another by 8e-6 of their own norm, which is 5e-4 of the whole at most). Equal
+ * to the bit it is with run.reproducible. */
 #define BOUND 1e-6
 
 void gradient_of_train(void) {
@@ -20,16 +22,21 @@ void gradient_of_train(void) {
     for (int m = 0; m < 2; m++) {
         char more[1000];
         outs(out, "gradient");
-        /* Trained weights: a fresh LOC starts with a class loss of 14, whose gradient is mostly cancellation. */
-        snprintf(more, sizeof more, "train.module=%s train.from_scratch=false train.clip=0 train.accumulate=2 "
-                 "model.vqa=%s/configs/models/demo-vqa model.loc=%s/configs/models/demo-loc", modules[m], repository(), repository());
+        /* Trained weights: a fresh LOC starts with a class loss of 14, whose gradient is mostly
+         * cancellation. */
+        snprintf(more, sizeof more,
+                 "train.module=%s train.from_scratch=false train.clip=0 train.accumulate=2 "
+                 "model.vqa=%s/configs/models/demo-vqa model.loc=%s/configs/models/demo-loc",
+                 modules[m], repository(), repository());
         for (int i = 0; i < 3; i++) run_ranks(1 << i, train_line(out[i], 1, more));
         for (int i = 1; i < 3; i++)
-            EXPECT_NEAR(moments_difference(out[0], out[i], 1, modules[m]), 0, BOUND, "%s, %d ranks", modules[m], 1 << i);
+            EXPECT_NEAR(moments_difference(out[0], out[i], 1, modules[m]), 0, BOUND, "%s, %d ranks",
+                        modules[m], 1 << i);
     }
 }
 
-/* 32 programs of 8 images over 4 ranks: some ranks have no question for a module, some questions are put by two ranks. */
+/* 32 programs of 8 images over 4 ranks: some ranks have no question for a module, some questions are put
+ * by two ranks. */
 void gradient_of_distill(void) {
     char out[3][300];
     outs(out, "distil");
@@ -40,7 +47,8 @@ void gradient_of_distill(void) {
     }
 }
 
-/* What two checkpoints keep to be learnt again: the same questions in the same order. The numbers come out of other batches. */
+/* What two checkpoints keep to be learnt again: the same questions in the same order. The numbers come out
+ * of other batches. */
 static void check_same_lessons(const char *a, const char *b, int step) {
     static const char *const exact[] = {"batches", "text"};
     char path[2][600];
@@ -51,24 +59,31 @@ static void check_same_lessons(const char *a, const char *b, int step) {
     CHECK(st_open(&x, path[0], &e) && st_open(&y, path[1], &e), "%s", e.text);
     for (int i = 0; i < COUNT_OF(exact); i++) {
         const StTensor *t = st_find(&x, exact[i]), *u = st_find(&y, exact[i]);
-        EXPECT(t && u && t->bytes && t->bytes == u->bytes && !memcmp(t->data, u->data, t->bytes), "%s: other %s", path[1], exact[i]);
+        EXPECT(t && u && t->bytes && t->bytes == u->bytes && !memcmp(t->data, u->data, t->bytes),
+               "%s: other %s", path[1], exact[i]);
     }
     st_close(&x);
     st_close(&y);
 }
 
-/* Two steps of which the second learns the first's lessons again. At learning rate 0 the weights stay, so that the moments are a
- * weighted sum of three gradients. First one image a step: all ranks but one have nothing to learn and nothing to repeat. */
+/* Two steps of which the second learns the first's lessons again. At learning rate 0 the weights stay, so
+ * that the moments are a weighted sum of three gradients. First one image a step: all ranks but one have
+ * nothing to learn and nothing to repeat. */
 void gradient_of_lessons(void) {
     char out[3][300];
     for (int programs = 4; programs <= 32; programs *= 8) {
         char more[200];
-        snprintf(more, sizeof more, "train.clip=0 distill.reuse=1 distill.lag=1 distill.lr_vqa=0 distill.lr_loc=0 distill.programs=%d", programs);
+        snprintf(more, sizeof more,
+                 "train.clip=0 distill.reuse=1 distill.lag=1 distill.lr_vqa=0 distill.lr_loc=0 "
+                 "distill.programs=%d",
+                 programs);
         outs(out, "lessons");
         for (int i = 0; i < 3; i++) run_ranks(1 << i, distill_line(out[i], 2, more));
         for (int i = 1; i < 3; i++) {
-            EXPECT_NEAR(moments_difference(out[0], out[i], 2, "vqa"), 0, BOUND, "VQA, %d programs, %d ranks", programs, 1 << i);
-            EXPECT_NEAR(moments_difference(out[0], out[i], 2, "loc"), 0, BOUND, "LOC, %d programs, %d ranks", programs, 1 << i);
+            EXPECT_NEAR(moments_difference(out[0], out[i], 2, "vqa"), 0, BOUND, "VQA, %d programs, %d ranks",
+                        programs, 1 << i);
+            EXPECT_NEAR(moments_difference(out[0], out[i], 2, "loc"), 0, BOUND, "LOC, %d programs, %d ranks",
+                        programs, 1 << i);
             check_same_lessons(out[0], out[i], 2);
         }
     }
@@ -104,15 +119,19 @@ static void check_reproducible(const char *what, int steps, LineFn *line, const 
 }
 
 void bits_of_train(void) {
-    check_reproducible("train", 4, train_line, "run.reproducible=true train.module=vqa train.accumulate=2 train.augment=0.5");
-    check_reproducible("train", 4, train_line, "run.reproducible=true run.shard_optimizer=true train.module=loc");
+    check_reproducible("train", 4, train_line,
+                       "run.reproducible=true train.module=vqa train.accumulate=2 train.augment=0.5");
+    check_reproducible("train", 4, train_line,
+                       "run.reproducible=true run.shard_optimizer=true train.module=loc");
     /* A rank's AdamW rounds its own share to bf16; the others' come with the gathered weights. */
-    check_reproducible("train", 3, train_line, "run.reproducible=true run.shard_optimizer=true run.precision=bf16 train.module=vqa");
+    check_reproducible("train", 3, train_line,
+                       "run.reproducible=true run.shard_optimizer=true run.precision=bf16 train.module=vqa");
 }
 
 void bits_of_distill(void) {
     check_reproducible("distill", 2, distill_line, "run.reproducible=true");
-    check_reproducible("distill", 4, distill_line, "run.reproducible=true distill.reuse=2 distill.lag=1 distill.programs=8");
+    check_reproducible("distill", 4, distill_line,
+                       "run.reproducible=true distill.reuse=2 distill.lag=1 distill.programs=8");
 }
 
 TEST(ranks_bits_of_train) {
@@ -138,7 +157,8 @@ static bool same_bytes(const char *a, const char *b, const char *file) {
     return same;
 }
 
-/* A rank's share of the moments gives the same weights as all of them, to the bit, whatever the order of the sums before. */
+/* A rank's share of the moments gives the same weights as all of them, to the bit, whatever the order of
+ * the sums before. */
 TEST(ranks_sharded_optimizer) {
     static const char *const files[] = {"loc/model.safetensors", "loc.moments.safetensors"};
     if (!vpdistill()) return;
@@ -146,8 +166,11 @@ TEST(ranks_sharded_optimizer) {
         char out[3][300];
         outs(out, "shard");
         for (int i = 0; i < 2; i++)
-            run_ranks(n, train_line(out[i], 4, i ? "run.shard_optimizer=true train.module=loc" : "run.shard_optimizer=false train.module=loc"));
-        for (int i = 0; i < COUNT_OF(files); i++) EXPECT(same_bytes(out[0], out[1], files[i]), "%d ranks: %s differs", n, files[i]);
+            run_ranks(n, train_line(out[i], 4,
+                                    i ? "run.shard_optimizer=true train.module=loc"
+                                      : "run.shard_optimizer=false train.module=loc"));
+        for (int i = 0; i < COUNT_OF(files); i++)
+            EXPECT(same_bytes(out[0], out[1], files[i]), "%d ranks: %s differs", n, files[i]);
     }
 }
 
@@ -176,7 +199,8 @@ void resume_train(void) {
 /* Each step but the first learns again what steps of another number of ranks were taught. */
 void resume_lessons(void) {
     check_resume(6, distill_line,
-                 "run.reproducible=true train.schedule=constant train.warmup=0 distill.reuse=2 distill.lag=2 distill.programs=8");
+                 "run.reproducible=true train.schedule=constant train.warmup=0 distill.reuse=2 distill.lag=2 "
+                 "distill.programs=8");
 }
 
 TEST(ranks_resume_train) {

@@ -1,8 +1,9 @@
 /* standin.c -- NCCL's calls and CUDA's streams in host memory, for the tests of comm_nccl.c. See nccl.h.
  *
- * Ranks are processes that share a memory file. A collective waits for the others as NCCL's kernels do: until they come or
- * the communicator is aborted, never by a time limit of its own; an aborted one leaves garbage, with which its stream goes on.
- * Communicators start and finish in the background (ncclInProgress), as non-blocking ones do. What this cannot show: NCCL's own protocols, the card's memory order.
+ * Ranks are processes that share a memory file. A collective waits for the others as NCCL's kernels do: until
+ * they come or the communicator is aborted, never by a time limit of its own; an aborted one leaves garbage,
+ * with which its stream goes on. Communicators start and finish in the background (ncclInProgress), as
+ * non-blocking ones do. What this cannot show: NCCL's own protocols, the card's memory order.
  */
 #include <nccl.h>
 
@@ -260,7 +261,8 @@ ncclResult_t ncclCommDestroy(ncclComm_t c) {
 ncclResult_t ncclCommAbort(ncclComm_t c) {
     fprintf(stderr, "stand-in: rank %d aborts\n", c->rank);
     c->aborted = 1;
-    nanosleep(&(struct timespec){.tv_nsec = 700000000}, NULL); /* the streams run on while the library ends its connections */
+    nanosleep(&(struct timespec){.tv_nsec = 700000000},
+              NULL); /* the streams run on while the library ends its connections */
     return ncclSuccess;
 }
 

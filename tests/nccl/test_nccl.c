@@ -165,10 +165,12 @@ static void endless_gather(Comm *c) {
     attach(c);
     for (int64_t step = 0;; step++) {
         comm_step(c, step);
-        for (int64_t k = comm_share(c, N, c->rank); k < comm_share(c, N, c->rank + 1); k++) x[k] = (float)(k + step);
+        for (int64_t k = comm_share(c, N, c->rank); k < comm_share(c, N, c->rank + 1); k++)
+            x[k] = (float)(k + step);
         comm_all_gather(c, "weights", x, N);
         sync_all(NULL);
-        for (int k = 0; k < N; k++) MUST(x[k] == (float)(k + step), "a wrong gather: value %d is %g", k, (double)x[k]);
+        for (int k = 0; k < N; k++)
+            MUST(x[k] == (float)(k + step), "a wrong gather: value %d is %g", k, (double)x[k]);
     }
 }
 
@@ -193,8 +195,9 @@ TEST(nccl_error_of_one) {
     check_end(&r, 1, 0, "NCCL: remote process exited or there was a network error");
 }
 
-/* The others' main threads wait for the card, whose kernels wait for the dead rank: only the watching thread can act. What it
- * does, the abort, lets the kernels go and the streams on with garbage, which no main thread may get to see (it would say so). */
+/* The others' main threads wait for the card, whose kernels wait for the dead rank: only the watching
+ * thread can act. What it does, the abort, lets the kernels go and the streams on with garbage, which no
+ * main thread may get to see (it would say so). */
 TEST(nccl_rank_killed) {
     static const struct { int ranks; const char *option; void (*fn)(Comm *c); } cases[] = {
         {3, NULL, endless}, {2, "run.reproducible=true", endless}, {3, NULL, endless_gather}};
