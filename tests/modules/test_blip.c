@@ -170,7 +170,7 @@ TEST(blip_question_start) {
     memcpy(strstr(size, "32"), "64", 2);
     write_in(folder, "config.json", changed);
     e = (Error){0};
-    EXPECT(!module_open(folder, device_cpu(0), MODULE_FROZEN, true, 0, &e) && strstr(e.text, "size.height is 32"),
+    EXPECT(!module_open(folder, device_cpu(0), F32, MODULE_FROZEN, true, 0, &e) && strstr(e.text, "size.height is 32"),
            "%s", e.text);
     write_in(folder, "config.json", config);
     write_in(folder, "answer_list.json", "{\"yes\": 1}");
