@@ -106,7 +106,12 @@ __device__ __forceinline__ void tile_load(float *tile, const T *x, int64_t ld, i
             Vec<T, V> v = {};
             if (here) v = load<V>(x + (first + r) * ld + d);
 #pragma unroll
-            for (int j = 0; j < V; j++) tile[r * LD<DP> + d + j] = here ? to_f32(v.v[j]) * by : 0.0f;
+            for (int j = 0; j < V; j += 4) {
+                Vec<float, 4> f;
+#pragma unroll
+                for (int k = 0; k < 4; k++) f.v[k] = here ? to_f32(v.v[j + k]) * by : 0.0f;
+                store(tile + r * LD<DP> + d + j, f);
+            }
         }
     } else {
 #pragma unroll 1

@@ -262,7 +262,16 @@ __global__ void __launch_bounds__(THREADS) sum_rows(O *out, R source, bool add, 
         }
         if (ty == 0 && c < s.C) {
             O *to_ = out + (b * gridDim.y + chunk) * s.C + c;
-            for (int k = 0; k < V; k++) to_[k] = from_f32<O>(part[k * THREADS + threadIdx.x] + (add ? to_f32(to_[k]) : 0.0f));
+            constexpr int W = V < 4 ? V : 4;
+#pragma unroll
+            for (int k = 0; k < V; k += W) {
+                Vec<O, W> r;
+#pragma unroll
+                for (int j = 0; j < W; j++) r.v[j] = from_f32<O>(part[(k + j) * THREADS + threadIdx.x] + (add ? to_f32(to_[k + j]) : 0.0f));
+                if (!add) store(to_ + k, r); /* the scratch: aligned */
+                else
+                    for (int j = 0; j < W; j++) to_[k + j] = r.v[j];
+            }
         }
     }
 }
@@ -398,36 +407,38 @@ extern "C" void K(dropout_bwd)(Stream *s, DType t, void *dx, const void *dy, flo
 
 /* ---- from one type to the other ------------------------------------------------------------------------ */
 
-/* y = x or y += x, V values by accesses of at most 16 bytes: eight bf16 values are one, the eight f32 two. */
-template <typename Y, typename X, bool ADD, int V>
-__device__ __forceinline__ void cast_vector(Y *y, const X *x, int64_t i) {
-    constexpr int VX = V < WIDTH<X> ? V : WIDTH<X>, VY = V < WIDTH<Y> ? V : WIDTH<Y>;
-    float f[V];
+/* y = x or y += x. A warp's lanes lie side by side in both types: 4 values each, 16 bytes of f32 and 8 of bf16. With 8 bf16 values a
+ * lane, its two f32 vectors would leave every sector to be written in halves. Two vectors a thread, so that enough loads are in
+ * flight. */
+enum { CAST = 4, CAST_STEP = THREADS * CAST };
+
+template <bool ADD, typename Y, typename X, int V> __device__ __forceinline__ Vec<Y, V> converted(const Vec<X, V> &x, const Vec<Y, V> &was) {
+    Vec<Y, V> y;
 #pragma unroll
-    for (int j = 0; j < V; j += VX) {
-        const Vec<X, VX> r = load<VX>(x + i + j);
-        for (int k = 0; k < VX; k++) f[j + k] = to_f32(r.v[k]);
-    }
-#pragma unroll
-    for (int j = 0; j < V; j += VY) {
-        Vec<Y, VY> r = {};
-        if (ADD) r = load<VY>(y + i + j);
-        for (int k = 0; k < VY; k++) r.v[k] = from_f32<Y>(ADD ? to_f32(r.v[k]) + f[j + k] : f[j + k]);
-        store(y + i + j, r);
-    }
+    for (int k = 0; k < V; k++) y.v[k] = from_f32<Y>(ADD ? to_f32(was.v[k]) + to_f32(x.v[k]) : to_f32(x.v[k]));
+    return y;
 }
 
 template <typename Y, typename X, bool ADD>
 __global__ void __launch_bounds__(THREADS) cast(Y *y, const X *x, int64_t whole, int64_t n) {
-    for (int64_t i = first_value(8); i < whole; i += grid_step(8)) cast_vector<Y, X, ADD, 8>(y, x, i);
-    for (int64_t i = whole + first_value(1); i < n; i += grid_step(1)) cast_vector<Y, X, ADD, 1>(y, x, i);
+    for (int64_t i = (int64_t)blockIdx.x * 2 * CAST_STEP + threadIdx.x * CAST; i < whole; i += (int64_t)gridDim.x * 2 * CAST_STEP) {
+        const int64_t j = i + CAST_STEP;
+        const Vec<X, CAST> a = load<CAST>(x + i);
+        Vec<X, CAST> b = a;
+        Vec<Y, CAST> at_i = {}, at_j = {};
+        if (j < whole) b = load<CAST>(x + j);
+        if (ADD) at_i = load<CAST>(y + i);
+        if (ADD && j < whole) at_j = load<CAST>(y + j);
+        store(y + i, converted<ADD>(a, at_i));
+        if (j < whole) store(y + j, converted<ADD>(b, at_j));
+    }
+    for (int64_t i = whole + first_value(1); i < n; i += grid_step(1)) y[i] = from_f32<Y>(ADD ? to_f32(y[i]) + to_f32(x[i]) : to_f32(x[i]));
 }
 
 template <typename Y, typename X, bool ADD>
 static void launch_cast(Stream *s, void *y, const void *x, int64_t n) {
     if (n == 0) return;
-    LAUNCH((cast<Y, X, ADD>), grid_for(n, THREADS * 8), THREADS, s, (Y *)y, (const X *)x,
-           whole<X>(8, n, y, x), n);
+    LAUNCH((cast<Y, X, ADD>), grid_for(n, 2 * CAST_STEP), THREADS, s, (Y *)y, (const X *)x, whole<X>(CAST, n, y, x), n);
 }
 
 extern "C" void K(cast)(Stream *s, DType ty, void *y, DType tx, const void *x, int64_t n) {

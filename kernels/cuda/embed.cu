@@ -190,19 +190,23 @@ enum { KEY_SHIFT = 33, TILE = 1024 };
 __device__ __forceinline__ int64_t key_row(Key k) { return (int64_t)(k >> KEY_SHIFT); }
 __device__ __forceinline__ int64_t key_i(Key k) { return (int64_t)(k & (((Key)1 << KEY_SHIFT) - 1)); }
 
+/* Where key i of a tile lies: of every 32 keys the second 16 in turned order. A stride of less than 16 takes 16 threads to 16 of 32
+ * neighbours, and these are then in different banks. */
+__device__ __forceinline__ int tile_place(int i) { return i & 16 ? i ^ 15 : i; }
+
 /* Bitonic network over a tile in shared memory (Batcher 1968). */
 __global__ void __launch_bounds__(THREADS) sort_tiles(Key *key, const int32_t *idx, int64_t n) {
     SHARED(Key, k, TILE);
     const int64_t at = (int64_t)blockIdx.x * TILE;
     for (int t = threadIdx.x; t < TILE; t += THREADS)
-        k[t] = at + t < n ? (Key)(uint32_t)idx[at + t] << KEY_SHIFT | (Key)(at + t) : ~(Key)0; /* the end of the last tile */
+        k[tile_place(t)] = at + t < n ? (Key)(uint32_t)idx[at + t] << KEY_SHIFT | (Key)(at + t) : ~(Key)0; /* the end of the last tile */
     for (int size = 2; size <= TILE; size *= 2)
         for (int stride = size / 2; stride; stride /= 2) {
             __syncthreads();
             for (int t = threadIdx.x; t < TILE / 2; t += THREADS) {
-                const int i = 2 * t - (t & (stride - 1)), j = i + stride;
+                const int lower = 2 * t - (t & (stride - 1)), i = tile_place(lower), j = tile_place(lower + stride);
                 const Key a = k[i], b = k[j];
-                const bool up = !(i & size);
+                const bool up = !(lower & size);
                 if ((a > b) == up) {
                     k[i] = b;
                     k[j] = a;
@@ -211,7 +215,7 @@ __global__ void __launch_bounds__(THREADS) sort_tiles(Key *key, const int32_t *i
         }
     __syncthreads();
     for (int t = threadIdx.x; t < TILE; t += THREADS)
-        if (at + t < n) key[at + t] = k[t];
+        if (at + t < n) key[at + t] = k[tile_place(t)];
 }
 
 /* The first place in the sorted key[lo..hi) that is not below `what`; hi when there is none. */

@@ -1,7 +1,8 @@
 # cuda.mk -- what can be known of the CUDA kernels without a card. Included by the Makefile, which has NVCC and CUDA_ARCHS.
 #
-#   make ptx           registers, shared memory, spills, stack, occupancy, width of accesses of each kernel on each architecture;
-#                      fails on a spill, a stack or an atomic access. Needs nvcc
+#   make ptx           a table: registers, shared memory, spills, stack, occupancy, width of accesses, atomics of each kernel on each
+#                      architecture; bytes moved over the least, sectors, bank conflicts of each under emulation. What the
+#                      columns are: tests/cuda/ptx.awk. Fails on a spill, a stack or an atomic access. Needs nvcc
 
 PTX_NAMES := $(patsubst kernels/cuda/%.cu,%,$(wildcard kernels/cuda/*.cu))
 PTX_LOGS  := $(foreach a,$(CUDA_ARCHS),$(foreach n,$(PTX_NAMES),build/ptx/sm_$(a)/$(n).log))
@@ -18,8 +19,14 @@ $(foreach a,$(CUDA_ARCHS),$(eval $(call ptx_rule,$(a))))
 
 -include $(wildcard build/ptx/*/*.d)
 
-ptx: $(PTX_LOGS:.log=.ptx) $(PTX_LOGS)
-	@awk -f tests/cuda/ptx.awk $(foreach l,$(PTX_LOGS),$(l:.log=.ptx) $(l)) >build/ptx/table; status=$$?; \
+build/ptx/emu.counts: $(B)/test
+	@mkdir -p $(@D)
+	@rm -f $@
+	@TRAFFIC_KERNELS=$@ $< traffic >$@.log || { cat $@.log; rm -f $@; exit 1; }
+	@nm $< >build/ptx/emu.names
+
+ptx: $(PTX_LOGS:.log=.ptx) $(PTX_LOGS) build/ptx/emu.counts
+	@awk -f tests/cuda/ptx.awk build/ptx/emu.names build/ptx/emu.counts $(foreach l,$(PTX_LOGS),$(l:.log=.ptx) $(l)) >build/ptx/table; status=$$?; \
 	c++filt -p <build/ptx/table | sed 's/ void / /; s/__nv_bfloat16/bf16/g'; exit $$status
 
 .PHONY: ptx

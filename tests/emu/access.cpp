@@ -133,6 +133,7 @@ struct Site {
     uint32_t met[32]; /* by each lane */
 };
 static std::unordered_map<const void *, Site> sites[WARPS];
+static std::vector<Site *> asked[WARPS]; /* those that have requests */
 
 extern "C" void emu_count(EmuTraffic *t) {
     traffic = t;
@@ -176,6 +177,7 @@ static void note_request(const void *p, size_t n, bool shared, const void *place
     s.shared = shared;
     s.size = (uint32_t)n;
     const uint32_t i = s.met[lane]++;
+    if (s.requests.empty()) asked[thread / 32].push_back(&s);
     if (i == s.requests.size()) s.requests.push_back({});
     s.requests[i].lanes |= 1u << lane;
     s.requests[i].at[lane] = (uintptr_t)p;
@@ -198,34 +200,40 @@ void global_access(const void *p, size_t n, bool write, const void *place) {
     }
 }
 
-/* How many different ones; sorts v. */
-static int64_t distinct(std::vector<uintptr_t> &v) {
-    std::sort(v.begin(), v.end());
-    return std::unique(v.begin(), v.end()) - v.begin();
-}
-
 static void count_global(const Request &r, uint32_t size) {
-    static std::vector<uintptr_t> touched, bytes;
-    touched.clear(), bytes.clear();
-    for (int lane = 0; lane < 32; lane++) {
-        if (!(r.lanes >> lane & 1)) continue;
-        for (uintptr_t b = r.at[lane]; b < r.at[lane] + size; b++) bytes.push_back(b), touched.push_back(b / SECTOR);
+    uintptr_t at[32];
+    int n = 0;
+    for (int lane = 0; lane < 32; lane++)
+        if (r.lanes >> lane & 1) at[n++] = r.at[lane];
+    std::sort(at, at + n);
+    int64_t touched = 0, bytes = 0;
+    uintptr_t end = 0, next_sector = 0; /* of what has been counted */
+    for (int i = 0; i < n; i++) {
+        const uintptr_t to = at[i] + size, last = (to - 1) / SECTOR;
+        bytes += (int64_t)(to - std::min(std::max(at[i], end), to));
+        end = to;
+        touched += (int64_t)(last + 1 - std::min(std::max(at[i] / SECTOR, next_sector), last + 1));
+        next_sector = last + 1;
     }
-    kernel->sectors += distinct(touched);
-    kernel->least_sectors += (distinct(bytes) + SECTOR - 1) / SECTOR;
+    kernel->sectors += touched;
+    kernel->least_sectors += (bytes + SECTOR - 1) / SECTOR;
 }
 
 /* The lanes go in groups whose accesses fill 128 bytes. */
 static void count_shared(const Request &r, uint32_t size) {
     const int group = size > 8 ? 8 : size > 4 ? 16 : 32;
     for (int first = 0; first < 32; first += group) {
-        std::vector<uintptr_t> words[BANKS];
+        uintptr_t words[BANKS][32];
+        int used[BANKS] = {}, most = 0;
         for (int lane = first; lane < first + group; lane++) {
             if (!(r.lanes >> lane & 1)) continue;
-            for (uintptr_t w = r.at[lane] / WORD; w <= (r.at[lane] + size - 1) / WORD; w++) words[w % BANKS].push_back(w);
+            for (uintptr_t w = r.at[lane] / WORD; w <= (r.at[lane] + size - 1) / WORD; w++) {
+                uintptr_t *bank = words[w % BANKS];
+                int &n = used[w % BANKS];
+                if (std::find(bank, bank + n, w) == bank + n) bank[n++] = w;
+                most = std::max(most, n);
+            }
         }
-        int64_t most = 0;
-        for (std::vector<uintptr_t> &bank : words) most = std::max(most, distinct(bank));
         kernel->wavefronts += most;
         kernel->transactions += most > 0;
     }
@@ -233,11 +241,12 @@ static void count_shared(const Request &r, uint32_t size) {
 
 void traffic_warp_together(int warp) {
     if (!kernel) return;
-    for (auto &[place, s] : sites[warp]) {
-        for (const Request &r : s.requests) s.shared ? count_shared(r, s.size) : count_global(r, s.size);
-        s.requests.clear();
-        memset(s.met, 0, sizeof s.met);
+    for (Site *s : asked[warp]) {
+        for (const Request &r : s->requests) s->shared ? count_shared(r, s->size) : count_global(r, s->size);
+        s->requests.clear();
+        memset(s->met, 0, sizeof s->met);
     }
+    asked[warp].clear();
 }
 
 void traffic_block_together(void) {

@@ -1,28 +1,53 @@
-/* test_traffic.c -- do the kernels that are bound by memory move each byte once? Counted by the emulated card.
+/* test_traffic.c -- do the kernels that are bound by memory move each byte once, and does shared memory serve every warp at once?
+ * Counted by the emulated card.
  *
  * What an op must move: its inputs once, its outputs once, what it adds to twice. What it moves: the sectors of 32 bytes that each
  * of its launches reads and writes (emu.h), so that a second launch over the same values, or a buffer between two, counts, and a
- * row that a block meets again in its cache does not. At most a tenth more may move. TRAFFIC=1 prints the table.
+ * row that a block meets again in its cache does not. At most a tenth more may move. TRAFFIC=1 prints the table; with
+ * TRAFFIC_KERNELS=FILE each kernel that an op launches gets a line there, which `make ptx` puts beside what nvcc says of it:
+ *
+ *     address in the program, op, type, threads and most shared memory of a block, moved / least of the op (- without a bound),
+ *     share of the bytes asked for by 16-byte accesses, sectors, least sectors, transactions and wavefronts of shared memory
  */
 #include "kernels/ops.h"
 #include "tests/emu/emu.h"
 #include "tests/test.h"
 
+#include <link.h>
+
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers" /* rows name what matters */
+
 enum { B = 4, T = 160, ROWS = B * T, C = 256, N = ROWS * C }; /* 160 tokens: three chunks for sums over rows */
 /* layernorm_bwd takes 528 blocks or 8 rows each: it is at its best, as in a model, when that is more. */
 enum { NORM_C = 8, NORM_ROWS = N / NORM_C };
+/* Positions are interpolated at a published model's width: what is sorted, 32 bytes a row several times over, is nothing beside a row. */
+enum { POS_C = 768, POS_ROWS = N / POS_C };
+enum { PAIRS = 8, TEXTS = 8 };
+enum { HEADS = 2, TOKENS = 185, D = 64, HEAD_VALUES = HEADS * TOKENS * D };
+enum { IMAGE_H = 240, IMAGE_W = 320, SIDE = 224, PATCH = 32, GRID = SIDE / PATCH }; /* ViLT-B/32's patches of a small photograph */
+enum { QUERIES = 576, FOUND = 20 }; /* OWL-ViT-B/32 at 768 x 768 */
 
 static const Ops *op;
 static Stream *s;
 static void *x[6]; /* N values each, of either type */
 static float *f[4]; /* N */
 static int32_t *order, *label; /* a permutation of the rows; below C */
+static int32_t *corners, *pair_image, *pair_text, *image_size;
 static double out;
 
+static void run_image_patches(DType t);
+
 #define CASE(name, call)                                                                                     \
-    static void run_##name(DType t) { call; }
+    static void run_##name(DType t) { (void)t, call; }
 CASE(gelu_fwd, op->gelu_fwd(s, t, x[0], x[1], N))
 CASE(gelu_bwd, op->gelu_bwd(s, t, x[0], x[1], x[2], N))
+CASE(quick_gelu_fwd, op->quick_gelu_fwd(s, t, x[0], x[1], N))
+CASE(quick_gelu_bwd, op->quick_gelu_bwd(s, t, x[0], x[1], x[2], N))
+CASE(elu1_fwd, op->elu1_fwd(s, t, x[0], x[1], N))
+CASE(elu1_bwd, op->elu1_bwd(s, t, x[0], x[1], x[2], N))
+CASE(tanh_fwd, op->tanh_fwd(s, t, x[0], x[1], N))
+CASE(sigmoid_fwd, op->sigmoid_fwd(s, t, x[0], x[1], N))
+CASE(sigmoid_bwd, op->sigmoid_bwd(s, t, x[0], x[1], x[2], N))
 CASE(tanh_bwd, op->tanh_bwd(s, t, x[0], x[1], x[2], N))
 CASE(add_fwd, op->add_fwd(s, t, x[0], x[1], x[2], N))
 CASE(accumulate, op->accumulate(s, t, x[0], t, x[1], N))
@@ -52,15 +77,41 @@ CASE(bce_loss, op->bce_loss(s, t, f[0], x[0], x[1], f[1], f[2], 1, ROWS, C))
 CASE(ce_loss, op->ce_loss(s, t, f[0], x[0], x[1], label, f[2], 0.1f, ROWS, C))
 CASE(kl_loss, op->kl_loss(s, t, f[0], x[0], x[1], f[1], f[2], 2, ROWS, C))
 CASE(focal_loss, op->focal_loss(s, t, f[0], x[0], x[1], f[1], f[2], 0.25f, 2, ROWS, C))
+CASE(interp_rows_fwd, op->interp_rows_fwd(s, t, x[0], x[1], corners, f[0], POS_ROWS, POS_C))
+CASE(interp_rows_bwd, op->interp_rows_bwd(s, t, x[0], t, x[1], corners, f[0], POS_ROWS, POS_C))
+CASE(pair_scores_fwd, op->pair_scores_fwd(s, t, x[0], x[1], x[2], pair_image, pair_text, PAIRS, T, C))
+CASE(pair_scores_bwd, op->pair_scores_bwd(s, t, x[0], x[1], x[2], x[3], x[4], pair_image, pair_text, PAIRS, T, C))
+CASE(box_loss, op->box_loss(s, f[0], f[1], f[2], f[3], x[0], 5, 2, false, N / 4))
+CASE(layernorm_bwd_few, op->layernorm_bwd(s, t, x[0], f[0], f[0] + C, x[1], x[2], f[1], f[2], f[3], ROWS, C))
+CASE(attention_fwd, op->attention_fwd(s, t, x[0], HEADS *D, f[0], x[1], HEADS *D, x[2], x[3], HEADS *D, NULL, false, 0.125f, 1, HEADS, TOKENS, TOKENS, D))
+CASE(attention_bwd, op->attention_bwd(s, t, x[0], x[1], x[2], x[3], HEADS *D, x[4], x[5], HEADS *D, f[1], f[2], HEADS *D, f[0], NULL, false, 0.125f, 1, HEADS,
+                                      TOKENS, TOKENS, D))
+CASE(detect, op->detect(s, (Detection *)x[0], f[0], f[1], image_size, 0.1f, 0.5, false, B, QUERIES, FOUND))
+
+static void run_image_patches(DType t) {
+    static uint8_t pixels[IMAGE_H * IMAGE_W * 3];
+    for (int i = 0; i < COUNT_OF(pixels); i++) pixels[i] = (uint8_t)(i * 2654435761u >> 24);
+    static const PatchSpec spec = {PATCH, GRID, GRID, BICUBIC, {0.5f, 0.5f, 0.5f}, {0.5f, 0.5f, 0.5f}};
+    const ImageView view = {pixels, IMAGE_W, IMAGE_H};
+    op->image_patches(s, t, x[0], &view, &(Rect){0, 0, IMAGE_W, IMAGE_H}, (int[][2]){{SIDE, SIDE}}, &spec, 1);
+}
 
 /* values, f32s: how many of each move at least, over N. */
 static const struct {
     const char *name;
     void (*run)(DType t);
     double values, f32s;
+    bool free; /* of the bound */
 } cases[] = {
     {"gelu_fwd", run_gelu_fwd, 2, 0},
     {"gelu_bwd", run_gelu_bwd, 4, 0},
+    {"quick_gelu_fwd", run_quick_gelu_fwd, 2, 0},
+    {"quick_gelu_bwd", run_quick_gelu_bwd, 4, 0},
+    {"elu1_fwd", run_elu1_fwd, 2, 0},
+    {"elu1_bwd", run_elu1_bwd, 4, 0},
+    {"tanh_fwd", run_tanh_fwd, 2, 0},
+    {"sigmoid_fwd", run_sigmoid_fwd, 2, 0},
+    {"sigmoid_bwd", run_sigmoid_bwd, 4, 0},
     {"tanh_bwd", run_tanh_bwd, 4, 0},
     {"add_fwd", run_add_fwd, 3, 0},
     {"accumulate", run_accumulate, 3, 0},
@@ -89,6 +140,18 @@ static const struct {
     {"ce_loss", run_ce_loss, 2, 3.0 / C},
     {"kl_loss", run_kl_loss, 2, 1 + 2.0 / C},
     {"focal_loss", run_focal_loss, 2, 2 + 1.0 / C},
+    /* four indices and weights for a row; every row of x is some output's */
+    {"interp_rows_fwd", run_interp_rows_fwd, 2.0 * POS_ROWS * POS_C / N, 8.0 * POS_ROWS / N},
+    {"interp_rows_bwd", run_interp_rows_bwd, 3.0 * POS_ROWS * POS_C / N, 8.0 * POS_ROWS / N},
+    {"pair_scores_fwd", run_pair_scores_fwd, 1 + (TEXTS * C + PAIRS * T) / (double)N, 2.0 * PAIRS / N},
+    {"pair_scores_bwd", run_pair_scores_bwd, 3 + (3 * TEXTS * C + PAIRS * T) / (double)N, 2.0 * PAIRS / N},
+    {"box_loss", run_box_loss, 0, 14.0 / 4}, /* box, target, dbox, weight, loss */
+    {"image_patches", run_image_patches, 3.0 * SIDE * SIDE / N, IMAGE_H * IMAGE_W * 3 / 4.0 / N},
+    /* What binds these is not memory. layernorm_bwd of few rows: one round of blocks, each with its latency. */
+    {"layernorm_bwd_few", run_layernorm_bwd_few, 4, 2.0 / C + 5.0 / ROWS, .free = true},
+    {"attention_fwd", run_attention_fwd, 4.0 * HEAD_VALUES / N, HEADS * TOKENS / (double)N, .free = true},
+    {"attention_bwd", run_attention_bwd, 11.0 * HEAD_VALUES / N, HEADS * TOKENS / (double)N, .free = true},
+    {"detect", run_detect, 0, B * (5.0 * QUERIES + 6 * FOUND + 2) / N, .free = true},
 };
 
 static double moved(void (*run)(DType), DType t, EmuTraffic *m) {
@@ -97,6 +160,13 @@ static double moved(void (*run)(DType), DType t, EmuTraffic *m) {
     emu_stream_sync(s);
     emu_count(NULL);
     return (double)(m->read + m->written);
+}
+
+static int32_t *uploaded(const int32_t *host, size_t bytes) {
+    Device *d = device_emu();
+    int32_t *p = d->alloc(d, bytes);
+    d->upload(d, p, host, bytes);
+    return p;
 }
 
 static void begin(void) {
@@ -112,6 +182,12 @@ static void begin(void) {
     d->upload(d, order, host, sizeof host);
     for (int i = 0; i < ROWS; i++) host[i] = i % C;
     d->upload(d, label, host, sizeof host);
+    int32_t four[4 * POS_ROWS];
+    for (int i = 0; i < 4 * POS_ROWS; i++) four[i] = (i / 4 + i % 4 / 2 * GRID + i % 2) % POS_ROWS;
+    corners = uploaded(four, sizeof four);
+    pair_image = uploaded((int32_t[PAIRS]){0, 1, 2, 3, 0, 1, 2, 3}, PAIRS * sizeof(int32_t));
+    pair_text = uploaded((int32_t[PAIRS]){7, 6, 5, 4, 3, 2, 1, 0}, PAIRS * sizeof(int32_t));
+    image_size = uploaded((int32_t[B * 2]){640, 480, 640, 480, 640, 480, 640, 480}, B * 2 * sizeof(int32_t));
 }
 
 static void end(void) {
@@ -120,12 +196,43 @@ static void end(void) {
     for (int i = 0; i < COUNT_OF(f); i++) d->release(d, f[i], N * sizeof(float));
     d->release(d, order, ROWS * sizeof *order);
     d->release(d, label, ROWS * sizeof *label);
+    d->release(d, corners, 4 * POS_ROWS * sizeof *corners);
+    d->release(d, pair_image, PAIRS * sizeof *pair_image);
+    d->release(d, pair_text, PAIRS * sizeof *pair_text);
+    d->release(d, image_size, B * 2 * sizeof *image_size);
 }
 
-static void row(const char *name, DType t, const EmuTraffic *m, double least) {
+/* How far from its linked address the program was loaded: `nm` knows nothing of it. The program itself comes first. */
+static int first_bias(struct dl_phdr_info *info, size_t size, void *bias) {
+    (void)size;
+    *(uintptr_t *)bias = (uintptr_t)info->dlpi_addr;
+    return 1;
+}
+
+static void row(const char *name, DType t, const EmuTraffic *m, double least, bool free) {
+    const double over = (double)(m->read + m->written) / least;
+    const char *type = t == F32 ? "f32" : "bf16", *path = getenv("TRAFFIC_KERNELS");
     if (getenv("TRAFFIC"))
-        printf("  %-16s %-5s least %9.0f  moved %9.0f  %.3f  asked for %.3f\n", name, t == F32 ? "f32" : "bf16", least,
-               (double)(m->read + m->written), (double)(m->read + m->written) / least, (double)(m->loads + m->stores) / least);
+        printf("  %-17s %-5s least %9.0f  moved %9.0f  %.3f%s  asked for %.3f\n", name, type, least, (double)(m->read + m->written), over,
+               free ? "*" : " ", (double)(m->loads + m->stores) / least);
+    const EmuKernel *k = path ? emu_kernel(0) : NULL;
+    FILE *to = k ? fopen(path, "a") : NULL;
+    uintptr_t bias;
+    dl_iterate_phdr(first_bias, &bias);
+    for (int i = 0; to && (k = emu_kernel(i)); i++)
+        fprintf(to, "%016zx %s %s %d %zu %.3f%s %.3f %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 "\n",
+                (size_t)((uintptr_t)k->function - bias), name, type, k->threads, k->shared, over, free ? "*" : "",
+                k->bytes ? (double)k->wide_bytes / (double)k->bytes : 0.0, k->sectors, k->least_sectors, k->transactions, k->wavefronts);
+    if (to) fclose(to);
+}
+
+/* Each transaction takes one wavefront. Not in resample, where what a lane reads depends on the picture: a source pixel of 3 bytes
+ * at its own scale, and a table by the pixel's value. */
+static void check_banks(const char *name, DType t) {
+    const EmuKernel *k;
+    for (int i = 0; (k = emu_kernel(i)); i++)
+        EXPECT(k->wavefronts == k->transactions || strstr(k->name, "resample"),
+               "%s, type %d, kernel %s: %" PRId64 " wavefronts for %" PRId64 " transactions", name, (int)t, k->name, k->wavefronts, k->transactions);
 }
 
 TEST(traffic) {
@@ -135,13 +242,14 @@ TEST(traffic) {
         for (DType t = F32; t <= BF16; t++) {
             EmuTraffic m;
             const double least = (cases[i].values * (double)dtype_size(t) + cases[i].f32s * 4) * N, got = moved(cases[i].run, t, &m);
-            row(cases[i].name, t, &m, least);
-            EXPECT_NEAR(got, least, 0.1 * least, "%s, type %d: bytes", cases[i].name, (int)t);
+            row(cases[i].name, t, &m, least, cases[i].free);
+            if (!cases[i].free) EXPECT_NEAR(got, least, 0.1 * least, "%s, type %d: bytes", cases[i].name, (int)t);
+            check_banks(cases[i].name, t);
         }
     for (DType t = F32; t <= BF16; t++) {
         EmuTraffic m;
         const double got = moved(run_cast, t, &m);
-        row("cast", t, &m, 6 * N);
+        row("cast", t, &m, 6 * N, false);
         EXPECT_NEAR(got, 6 * N, 0, "cast");
     }
     end();
@@ -170,7 +278,7 @@ TEST(traffic_adamw) {
     for (DType t = F32; t <= BF16; t++) {
         EmuTraffic m;
         const double got = moved(run_adamw, t, &m), least = t == F32 ? 28 : 30, n = (double)adamw_values;
-        row("adamw", t, &m, least * n);
+        row("adamw", t, &m, least * n, false);
         EXPECT(m.launches == 1, "%d launches", m.launches);
         EXPECT((double)m.stores == (least - 16) * n, "%g bytes stored per parameter", (double)m.stores / n);
         EXPECT(got == least * n + 12 * 32, "%g bytes per parameter", got / n);
