@@ -72,6 +72,10 @@ typedef void cast_fn(Stream *s, DType ty, void *y, DType tx, const void *x, int6
  * The backward reads x.  dgamma, dbeta f32.  Source: Ba et al. 2016, eq. 4. */
 typedef void layernorm_fwd_fn(Stream *s, DType t, void *y, float *mean, float *rstd, const void *x,
                               const float *gamma, const float *beta, float eps, int64_t rows, int64_t C);
+/* sum = a + b and y = layernorm(sum) in one pass: what a residual block does at each of its halves. sum, a, b (rows, C); sum may be
+ * a. The sum is rounded to type t before its norm is taken; the backward is that of layernorm at `sum`. */
+typedef void add_layernorm_fwd_fn(Stream *s, DType t, void *sum, void *y, float *mean, float *rstd, const void *a, const void *b,
+                                  const float *gamma, const float *beta, float eps, int64_t rows, int64_t C);
 typedef void layernorm_bwd_fn(Stream *s, DType t, void *dx, float *dgamma, float *dbeta, const void *x,
                               const void *dy, const float *mean, const float *rstd, const float *gamma, int64_t rows,
                               int64_t C);
@@ -208,7 +212,7 @@ typedef void sum_squares_fn(Stream *s, DType t, double *out, const void *x, int6
     X(gelu_fwd) X(gelu_bwd) X(quick_gelu_fwd) X(quick_gelu_bwd) X(elu1_fwd) X(elu1_bwd) X(tanh_fwd) X(tanh_bwd)       \
     X(sigmoid_fwd) X(sigmoid_bwd) X(add_fwd) X(accumulate) X(mul_fwd) X(mul_bwd) X(add_rows_fwd) X(add_rows_bwd)      \
     X(mul_tokens_fwd) X(mul_tokens_bwd) X(dropout_fwd) X(dropout_bwd) X(cast)                                         \
-    X(layernorm_fwd) X(layernorm_bwd) X(l2norm_fwd) X(l2norm_bwd) X(softmax_fwd) X(softmax_bwd)                       \
+    X(layernorm_fwd) X(add_layernorm_fwd) X(layernorm_bwd) X(l2norm_fwd) X(l2norm_bwd) X(softmax_fwd) X(softmax_bwd)                       \
     X(attention_fwd) X(attention_bwd)                                                                                 \
     X(gather_rows) X(scatter_rows) X(interp_rows_fwd) X(interp_rows_bwd) X(copy_rows)                                 \
     X(mean_tokens_fwd) X(mean_tokens_bwd) X(pair_scores_fwd) X(pair_scores_bwd)                                       \

@@ -5,23 +5,42 @@
  */
 #include "kernels/cpu/cpu.h"
 
-void cpu_layernorm_fwd(Stream *s, DType t, void *y_, float *mean, float *rstd, const void *x_, const float *gamma,
+static void layernorm_row(float *y, float *mean, float *rstd, const float *x, const float *gamma, const float *beta, float eps,
+                          int64_t C) {
+    float m = C ? row_sum(x, C) / (float)C : 0.0f, sq;
+    /* Second pass: E[x^2] - E[x]^2 loses every digit when |mean| >> std. */
+    SUM_LANES(sq, c, C, { term = (x[c] - m) * (x[c] - m); });
+    float r = 1.0f / sqrtf((C ? sq / (float)C : 0.0f) + eps);
+    *mean = m;
+    *rstd = r;
+    SIMD
+    for (int64_t c = 0; c < C; c++) y[c] = fmaf((x[c] - m) * r, gamma[c], beta[c]);
+}
+
+void cpu_layernorm_fwd(Stream *s, DType t, void *y, float *mean, float *rstd, const void *x, const float *gamma,
                        const float *beta, float eps, int64_t rows, int64_t C) {
     (void)s;
-    WIDE(t, cpu_layernorm_fwd(s, F32, WRITE(t, y_, rows * C), mean, rstd, READ(t, x_, rows * C), gamma, beta,
+    WIDE(t, cpu_layernorm_fwd(s, F32, WRITE(t, y, rows * C), mean, rstd, READ(t, x, rows * C), gamma, beta,
                               eps, rows, C));
     PAR_FOR(rows * C)
+    for (int64_t i = 0; i < rows; i++)
+        layernorm_row((float *)y + i * C, &mean[i], &rstd[i], (const float *)x + i * C, gamma, beta, eps, C);
+}
+
+void cpu_add_layernorm_fwd(Stream *s, DType t, void *sum_, void *y, float *mean, float *rstd, const void *a_, const void *b_,
+                           const float *gamma, const float *beta, float eps, int64_t rows, int64_t C) {
+    if (t != F32) { /* the norm is of the sum as it is stored */
+        cpu_add_fwd(s, t, sum_, a_, b_, rows * C);
+        cpu_layernorm_fwd(s, t, y, mean, rstd, sum_, gamma, beta, eps, rows, C);
+        return;
+    }
+    PAR_FOR(rows * C)
     for (int64_t i = 0; i < rows; i++) {
-        const float *x = (const float *)x_ + i * C;
-        float *y = (float *)y_ + i * C;
-        float m = C ? row_sum(x, C) / (float)C : 0.0f, sq;
-        /* Second pass: E[x^2] - E[x]^2 loses every digit when |mean| >> std. */
-        SUM_LANES(sq, c, C, { term = (x[c] - m) * (x[c] - m); });
-        float r = 1.0f / sqrtf((C ? sq / (float)C : 0.0f) + eps);
-        mean[i] = m;
-        rstd[i] = r;
+        const float *a = (const float *)a_ + i * C, *b = (const float *)b_ + i * C;
+        float *sum = (float *)sum_ + i * C;
         SIMD
-        for (int64_t c = 0; c < C; c++) y[c] = fmaf((x[c] - m) * r, gamma[c], beta[c]);
+        for (int64_t c = 0; c < C; c++) sum[c] = a[c] + b[c];
+        layernorm_row((float *)y + i * C, &mean[i], &rstd[i], sum, gamma, beta, eps, C);
     }
 }
 

@@ -1,6 +1,7 @@
 /* norm.cu -- layer normalisation and unit vectors on CUDA. Contracts: ops.h.
  *
- * All bound by memory. Floors: layernorm_fwd 2 rows C sizeof(T) bytes, layernorm_bwd 4 (x, dy, dx read and written), l2norm the same.
+ * All bound by memory. Floors: layernorm_fwd 2 rows C sizeof(T) bytes, add_layernorm_fwd 4 (add_fwd and layernorm_fwd in turn would
+ * be 5), layernorm_bwd 4 (x, dy, dx read and written), l2norm as layernorm.
  *
  * Forward, and l2norm both ways: a warp per row with the row in registers, a block per row when it is longer (row.cuh).
  *
@@ -15,39 +16,50 @@
 
 /* ---- layer normalisation, forward ----------------------------------------------------------------- */
 
+/* The row x, and its statistics to the place of row i. */
+template <typename T, int V, int N, Team TEAM>
+__device__ __forceinline__ void normalise(T *y, float *mean, float *rstd, const Row<T, V, N, TEAM> &x, const float *gamma, const float *beta,
+                                          float eps, int64_t i, int64_t C) {
+    float sum = 0, squares = 0;
+    each_vector<V, N, TEAM>(C, [&](int k, int64_t c) {
+        const Vec<T, V> v = x.get(k, c);
+#pragma unroll
+        for (int j = 0; j < V; j++) sum += to_f32(v.v[j]);
+    });
+    const float m = C ? team_sum<TEAM>(sum) / (float)C : 0.0f;
+    /* Second pass: E[x^2] - E[x]^2 loses every digit when |mean| >> std. */
+    each_vector<V, N, TEAM>(C, [&](int k, int64_t c) {
+        const Vec<T, V> v = x.get(k, c);
+#pragma unroll
+        for (int j = 0; j < V; j++) squares = fmaf(to_f32(v.v[j]) - m, to_f32(v.v[j]) - m, squares);
+    });
+    /* Not rsqrtf, which is an approximation: rstd goes into every gradient. */
+    const float r = 1.0f / sqrtf((C ? team_sum<TEAM>(squares) / (float)C : 0.0f) + eps);
+    if (team_lane<TEAM>() == 0) mean[i] = m, rstd[i] = r;
+    each_vector<V, N, TEAM>(C, [&](int k, int64_t c) {
+        Vec<T, V> v = x.get(k, c);
+        float g[V], b[V];
+        load_params(g, gamma + c);
+        load_params(b, beta + c);
+#pragma unroll
+        for (int j = 0; j < V; j++) v.v[j] = from_f32<T>(fmaf((to_f32(v.v[j]) - m) * r, g[j], b[j]));
+        store(y + c, v);
+    });
+}
+
 template <typename T, int V, int N, Team TEAM>
 __global__ void ROW_BOUNDS
-layernorm_fwd(T *y_, float *mean, float *rstd, const T *x_, const float *gamma, const float *beta, float eps, int64_t rows,
-              int64_t C) {
-    for (int64_t i = team_row<TEAM>(); i < rows; i += team_step<TEAM>()) {
-        const Row<T, V, N, TEAM> x(x_ + i * C, C);
-        T *y = y_ + i * C;
-        float sum = 0, squares = 0;
-        each_vector<V, N, TEAM>(C, [&](int k, int64_t c) {
-            const Vec<T, V> v = x.get(k, c);
-#pragma unroll
-            for (int j = 0; j < V; j++) sum += to_f32(v.v[j]);
-        });
-        const float m = C ? team_sum<TEAM>(sum) / (float)C : 0.0f;
-        /* Second pass: E[x^2] - E[x]^2 loses every digit when |mean| >> std. */
-        each_vector<V, N, TEAM>(C, [&](int k, int64_t c) {
-            const Vec<T, V> v = x.get(k, c);
-#pragma unroll
-            for (int j = 0; j < V; j++) squares = fmaf(to_f32(v.v[j]) - m, to_f32(v.v[j]) - m, squares);
-        });
-        /* Not rsqrtf, which is an approximation: rstd goes into every gradient. */
-        const float r = 1.0f / sqrtf((C ? team_sum<TEAM>(squares) / (float)C : 0.0f) + eps);
-        if (team_lane<TEAM>() == 0) mean[i] = m, rstd[i] = r;
-        each_vector<V, N, TEAM>(C, [&](int k, int64_t c) {
-            Vec<T, V> v = x.get(k, c);
-            float g[V], b[V];
-            load_params(g, gamma + c);
-            load_params(b, beta + c);
-#pragma unroll
-            for (int j = 0; j < V; j++) v.v[j] = from_f32<T>(fmaf((to_f32(v.v[j]) - m) * r, g[j], b[j]));
-            store(y + c, v);
-        });
-    }
+layernorm_fwd(T *y, float *mean, float *rstd, const T *x, const float *gamma, const float *beta, float eps, int64_t rows, int64_t C) {
+    for (int64_t i = team_row<TEAM>(); i < rows; i += team_step<TEAM>())
+        normalise(y + i * C, mean, rstd, Row<T, V, N, TEAM>(x + i * C, C), gamma, beta, eps, i, C);
+}
+
+template <typename T, int V, int N, Team TEAM>
+__global__ void ROW_BOUNDS
+add_layernorm_fwd(T *sum, T *y, float *mean, float *rstd, const T *a, const T *b, const float *gamma, const float *beta, float eps,
+                  int64_t rows, int64_t C) {
+    for (int64_t i = team_row<TEAM>(); i < rows; i += team_step<TEAM>())
+        normalise(y + i * C, mean, rstd, Row<T, V, N, TEAM>(sum + i * C, a + i * C, b + i * C, C), gamma, beta, eps, i, C);
 }
 
 /* ---- layer normalisation, backward ---------------------------------------------------------------- */
@@ -266,6 +278,13 @@ extern "C" void K(layernorm_fwd)(Stream *s, DType t, void *y, float *mean, float
     if (!rows) return;
     DISPATCH(t, T, LAUNCH_ROWS(layernorm_fwd, T, 24, vec_ok<T>(WIDTH<T>, C, y, x, gamma, beta), rows, C, s, (T *)y, mean, rstd,
                                (const T *)x, gamma, beta, eps, rows, C));
+}
+
+extern "C" void K(add_layernorm_fwd)(Stream *s, DType t, void *sum, void *y, float *mean, float *rstd, const void *a, const void *b,
+                                     const float *gamma, const float *beta, float eps, int64_t rows, int64_t C) {
+    if (!rows) return;
+    DISPATCH(t, T, LAUNCH_ROWS(add_layernorm_fwd, T, 8, vec_ok<T>(WIDTH<T>, C, sum, y, a, b, gamma, beta), rows, C, s, (T *)sum, (T *)y, mean,
+                               rstd, (const T *)a, (const T *)b, gamma, beta, eps, rows, C));
 }
 
 extern "C" void K(layernorm_bwd)(Stream *s, DType t, void *dx, float *dgamma, float *dbeta, const void *x, const void *dy,

@@ -58,6 +58,25 @@ template <typename T, int V, int N, Team TEAM> struct Row {
             if (c < held) kept[k] = load<V>(p + c);
         }
     }
+    /* The sum of two rows, which goes to `sum` on its way; rounded to T first. All loads before the first store, which the
+     * compiler may not do for us: `sum` may be a. */
+    __device__ __forceinline__ Row(T *sum, const T *a, const T *b, int64_t C) : Row(a, C) {
+        Vec<T, V> other[N];
+        row = sum;
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            const int64_t c = (int64_t)(k * team_size<TEAM>() + team_lane<TEAM>()) * V;
+            if (c < C) other[k] = load<V>(b + c);
+        }
+        each_vector<V, N, TEAM>(C, [&](int k, int64_t c) {
+            Vec<T, V> v = k < N ? kept[k] : load<V>(a + c);
+            const Vec<T, V> w = k < N ? other[k] : load<V>(b + c);
+#pragma unroll
+            for (int j = 0; j < V; j++) v.v[j] = from_f32<T>(to_f32(v.v[j]) + to_f32(w.v[j]));
+            store(sum + c, v);
+            if (k < N) kept[k] = v;
+        });
+    }
     __device__ __forceinline__ Vec<T, V> get(int k, int64_t c) const { return k < N ? kept[k] : load<V>(row + c); }
 };
 

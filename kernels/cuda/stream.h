@@ -31,6 +31,8 @@ struct Stream {
     size_t scratch_bytes;
     void *workspace; /* cuBLASLt's, see gemm.c */
     size_t workspace_bytes;
+    float *sum; /* gemm.c's, too: it outlives calls for scratch */
+    size_t sum_bytes;
     Staging staging;
 };
 

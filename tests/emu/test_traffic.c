@@ -63,6 +63,7 @@ CASE(dropout_bwd, op->dropout_bwd(s, t, x[0], x[1], 0.1f, 1, 3, N))
 CASE(cast, op->cast(s, t, x[0], t == F32 ? BF16 : F32, x[1], N))
 CASE(sum_squares, op->sum_squares(s, t, &out, x[0], N))
 CASE(layernorm_fwd, op->layernorm_fwd(s, t, x[0], f[0], f[1], x[1], f[2], f[3], 1e-5f, ROWS, C))
+CASE(add_layernorm_fwd, op->add_layernorm_fwd(s, t, x[0], x[1], f[0], f[1], x[2], x[3], f[2], f[3], 1e-5f, ROWS, C))
 CASE(layernorm_bwd, op->layernorm_bwd(s, t, x[0], f[0], f[0] + NORM_C, x[1], x[2], f[1], f[2], f[3], NORM_ROWS, NORM_C))
 CASE(l2norm_fwd, op->l2norm_fwd(s, t, x[0], f[0], x[1], 1e-6f, ROWS, C))
 CASE(l2norm_bwd, op->l2norm_bwd(s, t, x[0], x[1], x[2], f[0], 1e-6f, ROWS, C))
@@ -126,6 +127,7 @@ static const struct {
     {"dropout_bwd", run_dropout_bwd, 3, 0},
     {"sum_squares", run_sum_squares, 1, 0},
     {"layernorm_fwd", run_layernorm_fwd, 2, 2.0 / C + 2.0 / ROWS},
+    {"add_layernorm_fwd", run_add_layernorm_fwd, 4, 2.0 / C + 2.0 / ROWS},
     {"layernorm_bwd", run_layernorm_bwd, 4, 2.0 / NORM_C + 5.0 / NORM_ROWS},
     {"l2norm_fwd", run_l2norm_fwd, 2, 1.0 / C},
     {"l2norm_bwd", run_l2norm_bwd, 4, 1.0 / C},
@@ -162,19 +164,22 @@ static double moved(void (*run)(DType), DType t, EmuTraffic *m) {
     return (double)(m->read + m->written);
 }
 
+static Device *d; /* that they run on */
+
 static int32_t *uploaded(const int32_t *host, size_t bytes) {
-    Device *d = device_emu();
     int32_t *p = d->alloc(d, bytes);
     d->upload(d, p, host, bytes);
     return p;
 }
 
-static void begin(void) {
-    Device *d = device_emu();
+static void begin(Device *on) {
+    d = on;
     op = d->ops;
     s = d->main;
-    for (int i = 0; i < COUNT_OF(x); i++) x[i] = d->alloc(d, N * sizeof(float));
-    for (int i = 0; i < COUNT_OF(f); i++) f[i] = d->alloc(d, N * sizeof(float));
+    static uint32_t some[N]; /* numbers within -1 and 1, read as f32 and as bf16 */
+    for (uint32_t i = 0; i < N; i++) some[i] = 0x3F003F00u | (i * 2654435761u & 0x807F807Fu);
+    for (int i = 0; i < COUNT_OF(x); i++) x[i] = uploaded((int32_t *)some, sizeof some);
+    for (int i = 0; i < COUNT_OF(f); i++) f[i] = (float *)uploaded((int32_t *)some, sizeof some);
     int32_t host[ROWS];
     order = d->alloc(d, sizeof host);
     label = d->alloc(d, sizeof host);
@@ -191,7 +196,6 @@ static void begin(void) {
 }
 
 static void end(void) {
-    Device *d = device_emu();
     for (int i = 0; i < COUNT_OF(x); i++) d->release(d, x[i], N * sizeof(float));
     for (int i = 0; i < COUNT_OF(f); i++) d->release(d, f[i], N * sizeof(float));
     d->release(d, order, ROWS * sizeof *order);
@@ -235,13 +239,15 @@ static void check_banks(const char *name, DType t) {
                "%s, type %d, kernel %s: %" PRId64 " wavefronts for %" PRId64 " transactions", name, (int)t, k->name, k->wavefronts, k->transactions);
 }
 
+static double least_of(int i, DType t) { return (cases[i].values * (double)dtype_size(t) + cases[i].f32s * 4) * N; }
+
 TEST(traffic) {
     if (!emu_sees_accesses()) return test_skip("AddressSanitizer sees the accesses in this build");
-    begin();
+    begin(device_emu());
     for (int i = 0; i < COUNT_OF(cases); i++)
         for (DType t = F32; t <= BF16; t++) {
             EmuTraffic m;
-            const double least = (cases[i].values * (double)dtype_size(t) + cases[i].f32s * 4) * N, got = moved(cases[i].run, t, &m);
+            const double least = least_of(i, t), got = moved(cases[i].run, t, &m);
             row(cases[i].name, t, &m, least, cases[i].free);
             if (!cases[i].free) EXPECT_NEAR(got, least, 0.1 * least, "%s, type %d: bytes", cases[i].name, (int)t);
             check_banks(cases[i].name, t);
@@ -274,7 +280,7 @@ static void run_adamw(DType t) {
 
 TEST(traffic_adamw) {
     if (!emu_sees_accesses()) return test_skip("AddressSanitizer sees the accesses in this build");
-    begin();
+    begin(device_emu());
     for (DType t = F32; t <= BF16; t++) {
         EmuTraffic m;
         const double got = moved(run_adamw, t, &m), least = t == F32 ? 28 : 30, n = (double)adamw_values;
@@ -285,3 +291,27 @@ TEST(traffic_adamw) {
     }
     end();
 }
+
+#ifdef WITH_CUDA
+/* The same launches for a profiler (tests/cuda/profile.sh), which is the second witness: TRAFFIC_OP="gelu_fwd bf16" runs that one, once,
+ * TRAFFIC_OP=list prints what there is, with the least bytes of each. */
+TEST(traffic_on_cuda) {
+    const char *wanted = getenv("TRAFFIC_OP");
+    Error e = {0};
+    if (!wanted) return test_skip("a profiler's: tests/cuda/profile.sh");
+    Device *card = strcmp(wanted, "list") ? device_cuda(0, &e) : NULL;
+    if (card) begin(card);
+    int found = 0;
+    for (int i = 0; i < COUNT_OF(cases); i++)
+        for (DType t = F32; t <= BF16; t++) {
+            char name[64];
+            snprintf(name, sizeof name, "%s %s", cases[i].name, t == F32 ? "f32" : "bf16");
+            if (!card) printf("op %s %.0f%s\n", name, least_of(i, t), cases[i].free ? " *" : "");
+            else if (!strcmp(name, wanted)) cases[i].run(t), found++;
+        }
+    if (!card) return;
+    d->sync(d);
+    EXPECT(found == 1, "TRAFFIC_OP=%s is no op and type; TRAFFIC_OP=list prints them", wanted);
+    end();
+}
+#endif

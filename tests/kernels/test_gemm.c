@@ -41,6 +41,7 @@ DEVICE_TEST(gemm_golden) {
 DEVICE_TEST(gemm_sizes) {
     static const int64_t sizes[][3] = {
         {0, 3, 3}, {3, 0, 3}, {3, 3, 0}, {1, 640, 128}, {640, 1, 128}, {193, 513, 65}, {640, 384, 128}, {185, 768, 768}, {128, 128, 1700},
+        {640, 384, 3}, {17, 300, 40}, {63, 65, 64}, /* gradients that are a few rows or columns */
     };
     for (int i = 0; i < COUNT_OF(sizes); i++) kernel_check(&linear, sizes[i], NULL);
     static const int64_t heads[][3] = {{0, 3, 3}, {3, 3, 0}, {1, 37, 128}, {144, 1, 128}, {576, 4, 37}, {64, 130, 192}};
@@ -88,4 +89,23 @@ DEVICE_TEST(gemm_flags) {
         for (int i = 0; i < COUNT_OF(sizes); i++)
             for (int f = 0; f < 16; f++) flags(sizes[i][0], sizes[i][1], sizes[i][2], f & 1, f & 2, f & 4, f >> 3);
     }
+}
+
+/* Where C is bf16 the sum is rounded once: -258 + 259 is 1, but 259 alone is 260 in bf16. */
+DEVICE_TEST(gemm_bf16_rounds_once) {
+    enum { K = 259, PAD = 5 };
+    static const int64_t sizes[][2] = {{1, 1}, {1, 640}, {640, 1}, {3, 40}, {63, 200}, {64, 64}, {130, 257}};
+    for (int i = 0; i < COUNT_OF(sizes); i++)
+        for (int pad = 0; pad <= PAD; pad += PAD) {
+            const int64_t M = sizes[i][0], N = sizes[i][1], ldc = N + pad, longest = MAX(M, N) * K;
+            uint16_t *ones = xcalloc((size_t)longest, 2), *C = xcalloc((size_t)(M * ldc), 2);
+            for (int64_t k = 0; k < longest; k++) ones[k] = bf16_round(1);
+            for (int64_t k = 0; k < M * ldc; k++) C[k] = bf16_round(-258);
+            RUN(op->gemm(S, BF16, BF16, IO_N(C, (size_t)(M * ldc) * 2), ldc, IN_N(ones, (size_t)(M * K) * 2), K,
+                         IN_N(ones, (size_t)(N * K) * 2), K, NULL, false, true, M, N, K, 1));
+            int wrong = 0;
+            for (int64_t k = 0; k < M * ldc; k++) wrong += bf16_value(C[k]) != (k % ldc < N ? 1.0f : -258.0f);
+            EXPECT(!wrong, "(%" PRId64 ",%" PRId64 "), rows at %" PRId64 ": %d values wrong", M, N, ldc, wrong);
+            free(ones), free(C);
+        }
 }

@@ -5,7 +5,7 @@
 
 #define GOLDEN "tests/golden/kernels_norm.safetensors"
 
-COVERS(norm, layernorm_fwd, layernorm_bwd, l2norm_fwd, l2norm_bwd, softmax_fwd, softmax_bwd)
+COVERS(norm, layernorm_fwd, add_layernorm_fwd, layernorm_bwd, l2norm_fwd, l2norm_bwd, softmax_fwd, softmax_bwd)
 
 static void layernorm_f(void *const *p, const int64_t *d) {
     op->layernorm_fwd(S, dt, p[3], p[4], p[5], p[0], p[1], p[2], 1e-5f, d[0], d[1]);
@@ -45,6 +45,64 @@ DEVICE_TEST(norm_golden) {
         kernel_check(&l2norm, sizes[i], GOLDEN);
         kernel_check(&softmax, sizes[i], GOLDEN);
     }
+}
+
+/* f32; what bf16's rounding of the sum does to the norm depends on how large that is beside its spread: below. */
+static void add_layernorm_f(void *const *p, const int64_t *d) {
+    op->add_layernorm_fwd(S, dt, p[4], p[5], p[6], p[7], p[0], p[1], p[2], p[3], 1e-5f, d[0], d[1]);
+}
+static const Kernel add_layernorm = {"add_layernorm", "rC",
+    {{"a", X, "rC"}, {"b", X, "rC"}, {"gamma", X, "C"}, {"beta", X, "C"}, {"sum", Y, "rC", .bound = 1}, {"y", Y, "rC", .bound = 24},
+     {"mean", STAT, "r", .bound = 16}, {"rstd", STAT, "r", .bound = 16}}, add_layernorm_f, .in_place = true, .only_f32 = true};
+
+/* Beside the two ops one after the other, with the sum in a place of its own or in a's: the sum has their bits; the norm, whose own sums
+ * may come in another order, is within two of layernorm's bounds, in bf16 two roundings. */
+static void add_then_norm(DType t, int64_t rows, int64_t C, int misaligned) {
+    const size_t n = (size_t)(rows * C), size = dtype_size(t), skip = (size_t)misaligned * size;
+    float *x = xcalloc(2 * n + 2 * (size_t)C + 1, 4);
+    char *a = xcalloc(n + 2, 4), *b = xcalloc(n + 2, 4), *sum[2], *y[2];
+    float *stat[2];
+    fill_random(x, (int64_t)(2 * n + 2 * (size_t)C), 7, -2, 2);
+    for (size_t i = 0; i < n; i++) {
+        if (t == F32) ((float *)(a + skip))[i] = x[i], ((float *)(b + skip))[i] = x[n + i];
+        else ((uint16_t *)(a + skip))[i] = bf16_round(x[i]), ((uint16_t *)(b + skip))[i] = bf16_round(x[n + i]);
+    }
+    const float *gamma = x + 2 * n, *beta = gamma + C;
+    const size_t bytes = n * size + skip, params = (size_t)C * 4;
+    for (int k = 0; k < 2; k++) sum[k] = xcalloc(n + 2, 4), y[k] = xcalloc(n + 2, 4), stat[k] = xcalloc((size_t)rows * 2 + 1, 4);
+    char *at[4];
+    at[0] = IO_N(sum[0], bytes), at[1] = IO_N(y[0], bytes);
+    float *st = IO_N(stat[0], (size_t)rows * 8), *g = IN_N(gamma, params), *be = IN_N(beta, params);
+    at[2] = IN_N(a, bytes), at[3] = IN_N(b, bytes);
+    op->add_fwd(S, t, at[0] + skip, at[2] + skip, at[3] + skip, (int64_t)n);
+    RUN(op->layernorm_fwd(S, t, at[1] + skip, st, st + rows, at[0] + skip, g, be, 1e-5f, rows, C));
+    for (int in_place = 0; in_place < 2; in_place++) {
+        if (in_place) memcpy(sum[1], a, bytes);
+        at[0] = IO_N(sum[1], bytes), at[1] = IO_N(y[1], bytes);
+        st = IO_N(stat[1], (size_t)rows * 8), g = IN_N(gamma, params), be = IN_N(beta, params);
+        at[2] = in_place ? at[0] : IN_N(a, bytes), at[3] = IN_N(b, bytes);
+        RUN(op->add_layernorm_fwd(S, t, at[0] + skip, at[1] + skip, st, st + rows, at[2] + skip, at[3] + skip, g, be, 1e-5f, rows, C));
+        double apart = 0, most = 0;
+        for (size_t i = 0; i < n; i++) {
+            const char *p = y[0] + skip, *q = y[1] + skip;
+            const double v = t == F32 ? (double)((float *)p)[i] : (double)bf16_value(((uint16_t *)p)[i]);
+            apart = fmax(apart, fabs(v - (t == F32 ? (double)((float *)q)[i] : (double)bf16_value(((uint16_t *)q)[i]))));
+            most = fmax(most, fabs(v));
+        }
+        EXPECT(!memcmp(sum[0] + skip, sum[1] + skip, n * size), "(%" PRId64 ", %" PRId64 ") type %d, sum in a %d, %d values from alignment", rows,
+               C, (int)t, in_place, misaligned);
+        EXPECT_NEAR(apart, 0, (t == F32 ? 32 * EPS32 : 2 * EPS16 + 32 * EPS32) * most, "(%" PRId64 ", %" PRId64 ") type %d: y", rows, C, (int)t);
+    }
+    for (int k = 0; k < 2; k++) free(sum[k]), free(y[k]), free(stat[k]);
+    free(x), free(a), free(b);
+}
+
+DEVICE_TEST(add_layernorm_sizes) {
+    static const int64_t sizes_[][2] = {{0, 5}, {1, 1}, {5, 37}, {9, 40}, {67, 768}, {3, 1024}, {2, 6400}, {2, 3129}};
+    for (int i = 0; i < COUNT_OF(sizes_); i++)
+        for (DType t = F32; t <= BF16; t++)
+            for (int misaligned = 0; misaligned < 2; misaligned++) add_then_norm(t, sizes_[i][0], sizes_[i][1], misaligned);
+    for (int i = 0; i < COUNT_OF(sizes_); i++) kernel_check(&add_layernorm, sizes_[i], NULL);
 }
 
 DEVICE_TEST(norm_sizes) {
