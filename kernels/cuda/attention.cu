@@ -4,12 +4,13 @@
  * maxima and sums, so the (Tq, Tk) matrix never leaves the SM. The backward makes the scores again from lse. Two ways:
  *
  * Tensor cores: bf16, D = 32 or 64, rows at multiples of 16 bytes. Floor: 4 B H Tq Tk D flops forward, 10 backward (5 products of
- * 2 each), at the rate of mma.sync; the bytes, 4 rows of B T H D, are nothing beside it at T = 185 and more. What else takes time
- * beside the 64 mma (D = 64) of 16 queries by 64 keys, which last some 110 cycles of an SM: 1024 exponentials at 16 a cycle, 64
- * cycles; and fragments of k and v from shared memory, 128 bytes a cycle: 128 cycles when a warp has 16 queries, 64 when it has
- * 32 and uses each fragment twice. So the forward gives 32 queries to a warp, 4 warps to a block, and the scores pass from one product's
- * accumulators into the next one's operand without leaving the registers. Tiles of 64 keys come by cp.async one tile ahead, in two
- * stages, their 16-byte chunks swizzled so that neither the copies nor ldmatrix meet a bank twice.
+ * 2 each), at the rate of mma.sync; the bytes, 4 rows of B T H D, are nothing beside it at T = 185 and more. What competes with the
+ * mma: 1024 exponentials for 64 mma (16 queries by 64 keys, D = 64), at 16 a cycle; fragments of k and v from shared memory, so the
+ * forward gives 32 queries to a warp and uses each fragment twice; and the issue of everything else, which is why addresses of
+ * fragments are bytes with the swizzle in them, sums are rescaled only when a maximum grew, and masks are looked at only in the
+ * parts that have any. Latency wants warps: scores of 32 keys at a time leave room for 12 warps an SM (168 registers). Tiles of 64
+ * keys come by cp.async one tile ahead, in two stages, their 16-byte chunks swizzled so that neither the copies nor ldmatrix meet a
+ * bank twice; scores pass from one product's accumulators into the next one's operand without leaving the registers.
  *   The backward has no atomics: one kernel over tiles of keys for dk and dv, one over tiles of queries for dq. That makes the
  * scores and dout v^T twice, 7 products instead of 5, and the sums come in the same order in every run.
  *
@@ -33,16 +34,22 @@ struct Problem {
     bool causal, vec; /* vec: all rows start at multiples of 16 bytes */
 };
 
-struct Place { /* of a block's head and tile */
-    int64_t q, k, o, lse; /* where the head starts in q, k and v, out, lse */
-    const uint8_t *key_mask;
-    int tile;
+/* Of a block. Where its head starts in q, k and v, out, lse is worked out where it is needed: kept, it would take registers from the
+ * inner loops. */
+struct Place {
+    int b, h, tile;
+    __device__ __forceinline__ int64_t q(const Problem &p) const { return b * (int64_t)p.Tq * p.ldq + h * p.D; }
+    __device__ __forceinline__ int64_t k(const Problem &p) const { return b * (int64_t)p.Tk * p.ldkv + h * p.D; }
+    __device__ __forceinline__ int64_t o(const Problem &p) const { return b * (int64_t)p.Tq * p.ldo + h * p.D; }
+    __device__ __forceinline__ int64_t lse(const Problem &p) const { return (b * p.H + h) * (int64_t)p.Tq; }
+    __device__ __forceinline__ const uint8_t *key_mask(const Problem &p) const {
+        return p.key_mask ? p.key_mask + b * (int64_t)p.Tk : NULL;
+    }
 };
 
 __device__ __forceinline__ Place place_of(const Problem &p) {
-    const int bh = (int)(blockIdx.x / p.tiles), b = bh / p.H, h = bh % p.H;
-    return {b * (int64_t)p.Tq * p.ldq + h * p.D, b * (int64_t)p.Tk * p.ldkv + h * p.D, b * (int64_t)p.Tq * p.ldo + h * p.D,
-            bh * (int64_t)p.Tq, p.key_mask ? p.key_mask + b * (int64_t)p.Tk : NULL, (int)(blockIdx.x % p.tiles)};
+    const int bh = (int)(blockIdx.x / p.tiles);
+    return {bh / p.H, bh % p.H, (int)(blockIdx.x % p.tiles)};
 }
 
 /* Keys [0, keys_end) are all that queries before `row` may see; queries from queries_begin on may see key `key`. */
@@ -211,12 +218,12 @@ __global__ void F32_BOUNDS attention_fwd_f32(T *out, float *lse, const T *q, con
     float o[4][DP / 16] = {}, m[4], sum[4] = {};
 #pragma unroll
     for (int i = 0; i < 4; i++) m[i] = -INFINITY;
-    tile_load<T, DP>(Q, q + at.q, p.ldq, i0, p.Tq, p, NULL, p.scale);
+    tile_load<T, DP>(Q, q + at.q(p), p.ldq, i0, p.Tq, p, NULL, p.scale);
     for (int j0 = 0; j0 < end; j0 += TILE) {
         __syncthreads();
-        tile_load<T, DP>(Kt, k + at.k, p.ldkv, j0, p.Tk, p, at.key_mask, 1);
-        tile_load<T, DP>(Vt, v + at.k, p.ldkv, j0, p.Tk, p, at.key_mask, 1);
-        key_bias(bias, at.key_mask, j0, p.Tk);
+        tile_load<T, DP>(Kt, k + at.k(p), p.ldkv, j0, p.Tk, p, at.key_mask(p), 1);
+        tile_load<T, DP>(Vt, v + at.k(p), p.ldkv, j0, p.Tk, p, at.key_mask(p), 1);
+        key_bias(bias, at.key_mask(p), j0, p.Tk);
         __syncthreads();
         float s[4][4];
         tile_scores<DP>(s, Q, Kt);
@@ -247,11 +254,11 @@ __global__ void F32_BOUNDS attention_fwd_f32(T *out, float *lse, const T *q, con
         if (r >= p.Tq) continue;
         /* No visible key: sum is 0. A NaN is not. */
         const float by = sum[i] == 0 ? 0.0f : 1.0f / sum[i];
-        if (tx == 0) lse[at.lse + r] = sum[i] == 0 ? -INFINITY : m[i] + logf(sum[i]);
+        if (tx == 0) lse[at.lse(p) + r] = sum[i] == 0 ? -INFINITY : m[i] + logf(sum[i]);
 #pragma unroll
         for (int c = 0; c < DP / 16; c++) {
             const int d = column<DP>(c);
-            if (d < p.D) out[at.o + r * p.ldo + d] = from_f32<T>(o[i][c] * by);
+            if (d < p.D) out[at.o(p) + r * p.ldo + d] = from_f32<T>(o[i][c] * by);
         }
     }
 }
@@ -266,17 +273,17 @@ attention_bwd_kv_f32(T *dk, T *dv, const T *q, const T *k, const T *v, const T *
     const Place at = place_of(p);
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16, j0 = at.tile * TILE;
     float gk[4][DP / 16] = {}, gv[4][DP / 16] = {};
-    tile_load<T, DP>(Kt, k + at.k, p.ldkv, j0, p.Tk, p, at.key_mask, 1);
-    tile_load<T, DP>(Vt, v + at.k, p.ldkv, j0, p.Tk, p, at.key_mask, 1);
-    key_bias(bias, at.key_mask, j0, p.Tk);
+    tile_load<T, DP>(Kt, k + at.k(p), p.ldkv, j0, p.Tk, p, at.key_mask(p), 1);
+    tile_load<T, DP>(Vt, v + at.k(p), p.ldkv, j0, p.Tk, p, at.key_mask(p), 1);
+    key_bias(bias, at.key_mask(p), j0, p.Tk);
     for (int i0 = queries_begin(p, j0) / TILE * TILE; i0 < p.Tq; i0 += TILE) {
         __syncthreads();
-        tile_load<T, DP>(Q, q + at.q, p.ldq, i0, p.Tq, p, NULL, p.scale);
-        tile_load<T, DP>(O, dout + at.o, p.ldo, i0, p.Tq, p, NULL, 1);
+        tile_load<T, DP>(Q, q + at.q(p), p.ldq, i0, p.Tq, p, NULL, p.scale);
+        tile_load<T, DP>(O, dout + at.o(p), p.ldo, i0, p.Tq, p, NULL, 1);
         if (threadIdx.x < TILE) {
             const int i = i0 + (int)threadIdx.x;
-            row_lse[threadIdx.x] = lse_or_infinity(lse + at.lse, i, p.Tq);
-            row_delta[threadIdx.x] = i < p.Tq ? delta[at.lse + i] : 0.0f;
+            row_lse[threadIdx.x] = lse_or_infinity(lse + at.lse(p), i, p.Tq);
+            row_delta[threadIdx.x] = i < p.Tq ? delta[at.lse(p) + i] : 0.0f;
         }
         __syncthreads();
         float s[4][4], ds[4][4]; /* rows are keys, columns queries */
@@ -298,8 +305,8 @@ attention_bwd_kv_f32(T *dk, T *dv, const T *q, const T *k, const T *v, const T *
         __syncthreads();
         tile_product<DP>(gk, S, Q); /* the scale is in Q */
     }
-    if (dv) tile_add<T, DP>(dv + at.k, p.ldkv, j0, p.Tk, p.D, at.key_mask, gv, 1);
-    if (dk) tile_add<T, DP>(dk + at.k, p.ldkv, j0, p.Tk, p.D, at.key_mask, gk, 1);
+    if (dv) tile_add<T, DP>(dv + at.k(p), p.ldkv, j0, p.Tk, p.D, at.key_mask(p), gv, 1);
+    if (dk) tile_add<T, DP>(dk + at.k(p), p.ldkv, j0, p.Tk, p.D, at.key_mask(p), gk, 1);
 }
 
 /* dq = scale dS k: tiles of queries, over the keys. */
@@ -314,16 +321,16 @@ attention_bwd_q_f32(T *dq, const T *q, const T *k, const T *v, const T *dout, co
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int r = i0 + ty * 4 + i;
-        row_lse[i] = lse_or_infinity(lse + at.lse, r, p.Tq);
-        row_delta[i] = r < p.Tq ? delta[at.lse + r] : 0.0f;
+        row_lse[i] = lse_or_infinity(lse + at.lse(p), r, p.Tq);
+        row_delta[i] = r < p.Tq ? delta[at.lse(p) + r] : 0.0f;
     }
-    tile_load<T, DP>(Q, q + at.q, p.ldq, i0, p.Tq, p, NULL, p.scale);
-    tile_load<T, DP>(O, dout + at.o, p.ldo, i0, p.Tq, p, NULL, 1);
+    tile_load<T, DP>(Q, q + at.q(p), p.ldq, i0, p.Tq, p, NULL, p.scale);
+    tile_load<T, DP>(O, dout + at.o(p), p.ldo, i0, p.Tq, p, NULL, 1);
     for (int j0 = 0; j0 < end; j0 += TILE) {
         __syncthreads();
-        tile_load<T, DP>(Kt, k + at.k, p.ldkv, j0, p.Tk, p, at.key_mask, 1);
-        tile_load<T, DP>(Vt, v + at.k, p.ldkv, j0, p.Tk, p, at.key_mask, 1);
-        key_bias(bias, at.key_mask, j0, p.Tk);
+        tile_load<T, DP>(Kt, k + at.k(p), p.ldkv, j0, p.Tk, p, at.key_mask(p), 1);
+        tile_load<T, DP>(Vt, v + at.k(p), p.ldkv, j0, p.Tk, p, at.key_mask(p), 1);
+        key_bias(bias, at.key_mask(p), j0, p.Tk);
         __syncthreads();
         float s[4][4], ds[4][4];
         tile_scores<DP>(s, Q, Kt);
@@ -340,12 +347,17 @@ attention_bwd_q_f32(T *dq, const T *q, const T *k, const T *v, const T *dout, co
         __syncthreads();
         tile_product<DP>(g, S, Kt);
     }
-    tile_add<T, DP>(dq + at.q, p.ldq, i0, p.Tq, p.D, NULL, g, p.scale);
+    tile_add<T, DP>(dq + at.q(p), p.ldq, i0, p.Tq, p.D, NULL, g, p.scale);
 }
 
 /* ---- tensor cores --------------------------------------------------------------------------------- */
 
 enum { STEP = 64, MOST_WARPS = 4 }; /* keys (or queries) of a step, warps of a block */
+enum { PART = 32 };                 /* of a step, those whose scores are in registers: twice as many would leave room for half the warps */
+/* 168 registers: three blocks for each SM, three warps for each of its schedulers to choose from. With D = 64 dk and dv, k and v take
+ * too many for that. */
+#define MMA_BOUNDS __launch_bounds__(32 * MOST_WARPS, 3)
+#define MMA_BOUNDS_KV __launch_bounds__(32 * MOST_WARPS, D == 64 ? 2 : 3)
 
 /* A tile is rows of D bf16 in chunks of 16 bytes. Where chunk c of a row lies is chosen so that the same chunk of 8 rows in turn, and the
  * chunks of one row, are in different banks: ldmatrix reads the ones, cp.async writes the others. */
@@ -353,30 +365,43 @@ template <int D> __device__ __forceinline__ int chunk_at(int row, int c) {
     return row * D + (D == 64 ? c ^ (row & 7) : c ^ (row >> 1 & 3)) * 8;
 }
 
-/* Rows [first, first + n) of x into a tile; zeros from row `end` on and for hidden keys. */
+/* Rows [first, first + n) of x into a tile; zeros from row `end` on and for hidden keys. A thread keeps its column of chunks. */
 template <int D>
 __device__ __forceinline__ void tile_copy(bf16 *tile, const bf16 *x, int64_t ld, int first, int n, int end, const uint8_t *key_mask) {
-    for (int i = threadIdx.x; i < n * (D / 8); i += blockDim.x) {
-        const int r = i / (D / 8), c = i % (D / 8);
+    const int c = threadIdx.x % (D / 8), down = blockDim.x / (D / 8);
+    int r = threadIdx.x / (D / 8);
+    const bf16 *from = x + (first + r) * ld + c * 8;
+#pragma unroll 1 /* registers are the inner loops' */
+    for (; r < n; r += down, from += down * ld) {
         const bool here = first + r < end && (!key_mask || key_mask[first + r]);
-        cp_async16(tile + chunk_at<D>(r, c), here ? x + (first + r) * ld + c * 8 : x, here);
+        cp_async16(tile + chunk_at<D>(r, c), here ? from : x, here);
     }
 }
 
 /* Fragments (cuda.cuh, mma_m16n8k16), each by one ldmatrix of four 8x8 matrices. `left`: 16 rows from `row`, columns 16 k.. as the left
  * side. `right`: the tile's rows from `row` as 16 columns of the right side, its columns 16 k.. as the sum's index: two b's.
- * `right_trans`: its rows from `row` as the sum's index, columns 16 n.. as columns: two b's. */
+ * `right_trans`: its rows from `row` as the sum's index, columns 16 n.. as columns: two b's.
+ * The two of the inner loops take the place of the lane's first row (tile_lane, tile_lane_trans): a step of 16 columns, two chunks,
+ * is 32 bytes, and turns the bits that the swizzle turns, a step of 16 rows leaves them alone. Tiles begin at multiples of 128 bytes. */
 template <int D> __device__ __forceinline__ void left(uint32_t (&a)[4], const bf16 *tile, int row, int k) {
     const int lane = threadIdx.x % 32;
     ldmatrix_x4(a, tile + chunk_at<D>(row + lane % 16, 2 * k + lane / 16));
 }
-template <int D> __device__ __forceinline__ void right(uint32_t (&b)[4], const bf16 *tile, int row, int k) {
+template <int D> __device__ __forceinline__ uint32_t tile_lane(const bf16 *tile) {
     const int lane = threadIdx.x % 32;
-    ldmatrix_x4(b, tile + chunk_at<D>(row + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+    return shared_at(tile + chunk_at<D>(lane % 8 + lane / 16 * 8, lane / 8 % 2));
 }
-template <int D> __device__ __forceinline__ void right_trans(uint32_t (&b)[4], const bf16 *tile, int row, int n) {
+template <int D> __device__ __forceinline__ uint32_t tile_lane_trans(const bf16 *tile) {
     const int lane = threadIdx.x % 32;
-    ldmatrix_x4_trans(b, tile + chunk_at<D>(row + lane % 16, 2 * n + lane / 16));
+    return shared_at(tile + chunk_at<D>(lane % 16, lane / 16));
+}
+enum { BF16_BYTES = 2 };
+template <int D> constexpr int ROW_BYTES = D * BF16_BYTES;
+template <int D> __device__ __forceinline__ void right(uint32_t (&b)[4], uint32_t lane_at, int row, int k) {
+    ldmatrix_x4(b, (lane_at ^ (uint32_t)(32 * k)) + (uint32_t)(row * ROW_BYTES<D>));
+}
+template <int D> __device__ __forceinline__ void right_trans(uint32_t (&b)[4], uint32_t lane_at, int row, int n) {
+    ldmatrix_x4_trans(b, (lane_at ^ (uint32_t)(32 * n)) + (uint32_t)(row * ROW_BYTES<D>));
 }
 
 /* Two neighbouring accumulators (16 x 16 values) as the left side of the next product. */
@@ -396,6 +421,35 @@ __device__ __forceinline__ float quad_sum(float v) {
     return v + __shfl_xor_sync(ALL_LANES, v, 2);
 }
 
+/* -infinity to the scores of what may not be seen: queries from i0 (the thread's first) and keys from j0 on, whose bias is at `hidden`
+ * (the thread's first). Most parts are seen whole. */
+template <int M>
+__device__ __forceinline__ void hide(float (&s)[M][PART / 8][4], const Problem &p, const uint8_t *key_mask, const float *hidden, int i0, int j0) {
+    const int t = threadIdx.x % 4;
+    if (key_mask || j0 + PART > p.Tk) {
+#pragma unroll
+        for (int n = 0; n < PART / 8; n++) {
+            const Vec<float, 2> h = load<2>(hidden + 8 * n);
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) s[m][n][e] += h.v[e % 2];
+        }
+    }
+    if (p.causal && j0 + PART - 1 > i0 + p.Tk - p.Tq) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < PART / 8; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    if (!visible(p, i0 + 16 * m + e / 2 * 8, j0 + 8 * n + 2 * t + e % 2)) s[m][n][e] = -INFINITY;
+    }
+}
+
+/* 8 values, as words: of eight bf16 that only pass through, nvcc 13.0 makes eight stores. */
+__device__ __forceinline__ void copy16(bf16 *to, const bf16 *from) { store((uint32_t *)to, load<4>((const uint32_t *)from)); }
+
 /* A warp's 16 rows of accumulators o by row factors (rows g and g + 8), to rows `first`.. of x, through `tile`, 16 rows of shared memory that are the
  * warp's own: whole chunks move. ADD: to what x holds. Rows from `end` on are left alone, hidden keys' too. */
 template <int D, bool ADD>
@@ -406,7 +460,7 @@ __device__ __forceinline__ void rows_out(bf16 *x, int64_t ld, int first, int end
     if (ADD) {
         for (int i = lane; i < 16 * (D / 8); i += 32) {
             const int r = i / (D / 8), c = i % (D / 8);
-            if (first + r < end) store(tile + chunk_at<D>(r, c), load<8>(x + (first + r) * ld + c * 8));
+            if (first + r < end) copy16(tile + chunk_at<D>(r, c), x + (first + r) * ld + c * 8);
         }
         __syncwarp();
     }
@@ -427,13 +481,13 @@ __device__ __forceinline__ void rows_out(bf16 *x, int64_t ld, int first, int end
     __syncwarp();
     for (int i = lane; i < 16 * (D / 8); i += 32) {
         const int r = i / (D / 8), c = i % (D / 8);
-        if (first + r < end && (!key_mask || key_mask[first + r])) store(x + (first + r) * ld + c * 8, load<8>(tile + chunk_at<D>(r, c)));
+        if (first + r < end && (!key_mask || key_mask[first + r])) copy16(x + (first + r) * ld + c * 8, tile + chunk_at<D>(r, c));
     }
 }
 
 /* M: 16-row pieces of a warp's queries. */
 template <int D, int M>
-__global__ void __launch_bounds__(32 * MOST_WARPS)
+__global__ void MMA_BOUNDS
 attention_fwd_mma(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const Problem p) {
     DYNAMIC_SHARED(bf16, shared);
     const int block_rows = blockDim.x / 32 * 16 * M, warp_rows = threadIdx.x / 32 * 16 * M;
@@ -444,20 +498,22 @@ attention_fwd_mma(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf1
     const int i0 = at.tile * block_rows + warp_rows; /* the warp's first query */
     const int end = keys_end(p, min((at.tile + 1) * block_rows, p.Tq)), steps = (end + STEP - 1) / STEP;
     const float log2_scale = p.scale * LOG2E;
-    uint32_t qa[M][D / 16][4];
+    const uint32_t k_at = tile_lane<D>(Kt), v_at = tile_lane_trans<D>(Vt);
+    constexpr int KEPT = D == 64 ? 3 : D / 16; /* of q's fragments; the fourth would be 8 registers too many */
+    uint32_t qa[M][KEPT][4];
     float o[M][D / 8][4] = {}, most[M][2], sum[M][2] = {}; /* of rows g and g + 8 */
 #pragma unroll
     for (int m = 0; m < M; m++) most[m][0] = most[m][1] = -INFINITY;
 
-    if (steps) tile_copy<D>(Q, q + at.q, p.ldq, at.tile * block_rows, block_rows, p.Tq, NULL);
+    if (steps) tile_copy<D>(Q, q + at.q(p), p.ldq, at.tile * block_rows, block_rows, p.Tq, NULL);
     for (int step = -1; step < steps; step++) {
         cp_async_wait<0>();
         __syncthreads(); /* this step's tiles are there, and everybody is done with the last step's */
         if (step + 1 < steps) {
             const int next = (step + 1) % 2, j0 = (step + 1) * STEP;
-            tile_copy<D>(Kt + next * STEP * D, k + at.k, p.ldkv, j0, STEP, p.Tk, at.key_mask);
-            tile_copy<D>(Vt + next * STEP * D, v + at.k, p.ldkv, j0, STEP, p.Tk, at.key_mask);
-            key_bias(bias + next * STEP, at.key_mask, j0, p.Tk);
+            tile_copy<D>(Kt + next * STEP * D, k + at.k(p), p.ldkv, j0, STEP, p.Tk, at.key_mask(p));
+            tile_copy<D>(Vt + next * STEP * D, v + at.k(p), p.ldkv, j0, STEP, p.Tk, at.key_mask(p));
+            key_bias(bias + next * STEP, at.key_mask(p), j0, p.Tk);
             cp_async_commit();
         }
         if (step < 0 || i0 >= p.Tq) continue;
@@ -465,70 +521,77 @@ attention_fwd_mma(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf1
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
-                for (int kk = 0; kk < D / 16; kk++) left<D>(qa[m][kk], Q, warp_rows + 16 * m, kk);
+                for (int kk = 0; kk < KEPT; kk++) left<D>(qa[m][kk], Q, warp_rows + 16 * m, kk);
         }
-        const bf16 *Ks = Kt + step % 2 * STEP * D, *Vs = Vt + step % 2 * STEP * D;
         const int j0 = step * STEP;
-        float s[M][STEP / 8][4] = {};
+        for (int part = 0; part < STEP && j0 + part < end; part += PART) {
+            const uint32_t skip = (uint32_t)((step % 2 * STEP + part) * ROW_BYTES<D>), Ks = k_at + skip, Vs = v_at + skip;
+            float s[M][PART / 8][4] = {};
 #pragma unroll
-        for (int kk = 0; kk < D / 16; kk++)
+            for (int kk = 0; kk < D / 16; kk++) {
+                uint32_t a[M][4];
 #pragma unroll
-            for (int n = 0; n < STEP / 16; n++) {
-                uint32_t b[4];
-                right<D>(b, Ks, 16 * n, kk);
+                for (int m = 0; m < M; m++) {
+                    if (kk >= KEPT) left<D>(a[m], Q, warp_rows + 16 * m, kk);
 #pragma unroll
-                for (int m = 0; m < M; m++) mma_m16n8k16(s[m][2 * n], qa[m][kk], b), mma_m16n8k16(s[m][2 * n + 1], qa[m][kk], b + 2);
+                    for (int i = 0; i < 4 && kk < KEPT; i++) a[m][i] = qa[m][kk][i];
+                }
+#pragma unroll
+                for (int n = 0; n < PART / 16; n++) {
+                    uint32_t b[4];
+                    right<D>(b, Ks, 16 * n, kk);
+#pragma unroll
+                    for (int m = 0; m < M; m++) mma_m16n8k16(s[m][2 * n], a[m], b), mma_m16n8k16(s[m][2 * n + 1], a[m], b + 2);
+                }
             }
-        if (at.key_mask || j0 + STEP > p.Tk) {
-            const float *hidden = bias + step % 2 * STEP + 2 * t;
-#pragma unroll
-            for (int n = 0; n < STEP / 8; n++) {
-                const Vec<float, 2> h = load<2>(hidden + 8 * n);
-#pragma unroll
-                for (int m = 0; m < M; m++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) s[m][n][e] += h.v[e % 2];
-            }
-        }
-        if (p.causal && j0 + STEP - 1 > i0 + p.Tk - p.Tq) {
+            hide<M>(s, p, at.key_mask(p), bias + step % 2 * STEP + part + 2 * t, i0 + g, j0 + part);
+            float now[M][2];
+            bool grew = false;
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
-                for (int n = 0; n < STEP / 8; n++)
+                for (int half = 0; half < 2; half++) {
+                    float v = most[m][half];
 #pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        if (!visible(p, i0 + 16 * m + g + e / 2 * 8, j0 + 8 * n + 2 * t + e % 2)) s[m][n][e] = -INFINITY;
-        }
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                float now = most[m][half], part = 0;
-#pragma unroll
-                for (int n = 0; n < STEP / 8; n++) now = fmaxf(now, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-                now = quad_max(now);
-                const float shift = now == -INFINITY ? 0.0f : now * log2_scale, shrink = exp2_fast(fmaf(most[m][half], log2_scale, -shift));
-                most[m][half] = now;
-#pragma unroll
-                for (int n = 0; n < STEP / 8; n++) {
-                    part += s[m][n][2 * half] = exp2_fast(fmaf(s[m][n][2 * half], log2_scale, -shift));
-                    part += s[m][n][2 * half + 1] = exp2_fast(fmaf(s[m][n][2 * half + 1], log2_scale, -shift));
+                    for (int n = 0; n < PART / 8; n++) v = fmaxf(v, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+                    now[m][half] = quad_max(v);
+                    grew |= now[m][half] > most[m][half];
                 }
-                sum[m][half] = fmaf(sum[m][half], shrink, part); /* of this thread's columns */
+            if (__any_sync(ALL_LANES, grew)) { /* seldom after the first keys; with the old maximum the factor would be 1 */
 #pragma unroll
-                for (int n = 0; n < D / 8; n++) o[m][n][2 * half] *= shrink, o[m][n][2 * half + 1] *= shrink;
+                for (int m = 0; m < M; m++)
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        const float to = now[m][half], shrink = to > most[m][half] ? exp2_fast((most[m][half] - to) * log2_scale) : 1.0f;
+                        most[m][half] = to;
+                        sum[m][half] *= shrink;
+#pragma unroll
+                        for (int n = 0; n < D / 8; n++) o[m][n][2 * half] *= shrink, o[m][n][2 * half + 1] *= shrink;
+                    }
             }
 #pragma unroll
-        for (int kk = 0; kk < STEP / 16; kk++) {
-            uint32_t a[M][4];
+            for (int m = 0; m < M; m++)
 #pragma unroll
-            for (int m = 0; m < M; m++) left_of(a[m], s[m][2 * kk], s[m][2 * kk + 1]);
+                for (int half = 0; half < 2; half++) {
+                    const float shift = most[m][half] == -INFINITY ? 0.0f : most[m][half] * log2_scale;
 #pragma unroll
-            for (int n = 0; n < D / 16; n++) {
-                uint32_t b[4];
-                right_trans<D>(b, Vs, 16 * kk, n);
+                    for (int n = 0; n < PART / 8; n++) {
+                        sum[m][half] += s[m][n][2 * half] = exp2_fast(fmaf(s[m][n][2 * half], log2_scale, -shift));
+                        sum[m][half] += s[m][n][2 * half + 1] = exp2_fast(fmaf(s[m][n][2 * half + 1], log2_scale, -shift));
+                    }
+                }
 #pragma unroll
-                for (int m = 0; m < M; m++) mma_m16n8k16(o[m][2 * n], a[m], b), mma_m16n8k16(o[m][2 * n + 1], a[m], b + 2);
+            for (int kk = 0; kk < PART / 16; kk++) {
+                uint32_t a[M][4];
+#pragma unroll
+                for (int m = 0; m < M; m++) left_of(a[m], s[m][2 * kk], s[m][2 * kk + 1]);
+#pragma unroll
+                for (int n = 0; n < D / 16; n++) {
+                    uint32_t b[4];
+                    right_trans<D>(b, Vs, 16 * kk, n);
+#pragma unroll
+                    for (int m = 0; m < M; m++) mma_m16n8k16(o[m][2 * n], a[m], b), mma_m16n8k16(o[m][2 * n + 1], a[m], b + 2);
+                }
             }
         }
     }
@@ -541,9 +604,9 @@ attention_fwd_mma(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf1
             const float total = quad_sum(sum[m][half]);
             const int i = i0 + 16 * m + g + 8 * half;
             by[half] = total == 0 ? 0.0f : 1.0f / total; /* no visible key */
-            if (t == 0 && i < p.Tq) lse[at.lse + i] = total == 0 ? -INFINITY : fmaf(most[m][half], p.scale, logf(total));
+            if (t == 0 && i < p.Tq) lse[at.lse(p) + i] = total == 0 ? -INFINITY : fmaf(most[m][half], p.scale, logf(total));
         }
-        rows_out<D, false>(out + at.o, p.ldo, i0 + 16 * m, p.Tq, NULL, Q + (warp_rows + 16 * m) * D, o[m], by[0], by[1]);
+        rows_out<D, false>(out + at.o(p), p.ldo, i0 + 16 * m, p.Tq, NULL, Q + (warp_rows + 16 * m) * D, o[m], by[0], by[1]);
     }
 }
 
@@ -551,10 +614,9 @@ attention_fwd_mma(bf16 *out, float *lse, const bf16 *q, const bf16 *k, const bf1
  * sides, and P^T and dS^T come out of their accumulators as left sides of the next products. A hidden key's row is computed (from
  * zeros) and not written. */
 template <int D>
-__global__ void __launch_bounds__(32 * MOST_WARPS)
+__global__ void MMA_BOUNDS_KV
 attention_bwd_kv_mma(bf16 *dk, bf16 *dv, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *dout, const float *lse, const float *delta,
                      const Problem p) {
-    enum { PART = 32 }; /* queries of which the scores are in registers */
     DYNAMIC_SHARED(bf16, shared);
     const int block_rows = blockDim.x / 32 * 16, warp_rows = threadIdx.x / 32 * 16;
     bf16 *Kt = shared, *Vt = Kt + block_rows * D, *Q = Vt + block_rows * D, *O = Q + 2 * STEP * D;
@@ -563,24 +625,25 @@ attention_bwd_kv_mma(bf16 *dk, bf16 *dv, const bf16 *q, const bf16 *k, const bf1
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, j0 = at.tile * block_rows + warp_rows;
     const int first = queries_begin(p, at.tile * block_rows) / STEP, steps = (p.Tq + STEP - 1) / STEP;
     const float log2_scale = p.scale * LOG2E;
+    const uint32_t q_at = tile_lane<D>(Q), q_trans_at = tile_lane_trans<D>(Q); /* O lies 2 STEP rows behind */
     uint32_t ka[D / 16][4], va[D / 16][4];
     float gk[D / 8][4] = {}, gv[D / 8][4] = {};
 
-    tile_copy<D>(Kt, k + at.k, p.ldkv, at.tile * block_rows, block_rows, p.Tk, at.key_mask);
-    tile_copy<D>(Vt, v + at.k, p.ldkv, at.tile * block_rows, block_rows, p.Tk, at.key_mask);
+    tile_copy<D>(Kt, k + at.k(p), p.ldkv, at.tile * block_rows, block_rows, p.Tk, at.key_mask(p));
+    tile_copy<D>(Vt, v + at.k(p), p.ldkv, at.tile * block_rows, block_rows, p.Tk, at.key_mask(p));
     cp_async_commit();
     for (int step = first - 1; step < steps; step++) {
         cp_async_wait<0>();
         __syncthreads();
         if (step + 1 < steps) {
             const int next = (step + 1) % 2, i0 = (step + 1) * STEP;
-            tile_copy<D>(Q + next * STEP * D, q + at.q, p.ldq, i0, STEP, p.Tq, NULL);
-            tile_copy<D>(O + next * STEP * D, dout + at.o, p.ldo, i0, STEP, p.Tq, NULL);
+            tile_copy<D>(Q + next * STEP * D, q + at.q(p), p.ldq, i0, STEP, p.Tq, NULL);
+            tile_copy<D>(O + next * STEP * D, dout + at.o(p), p.ldo, i0, STEP, p.Tq, NULL);
             cp_async_commit();
             float *to = stats + next * 2 * STEP;
             for (int i = threadIdx.x; i < STEP; i += blockDim.x) {
-                to[i] = lse_or_infinity(lse + at.lse, i0 + i, p.Tq) * LOG2E;
-                to[STEP + i] = i0 + i < p.Tq ? delta[at.lse + i0 + i] : 0.0f;
+                to[i] = lse_or_infinity(lse + at.lse(p), i0 + i, p.Tq) * LOG2E;
+                to[STEP + i] = i0 + i < p.Tq ? delta[at.lse(p) + i0 + i] : 0.0f;
             }
         }
         if (j0 >= p.Tk) continue;
@@ -589,27 +652,33 @@ attention_bwd_kv_mma(bf16 *dk, bf16 *dv, const bf16 *q, const bf16 *k, const bf1
             for (int kk = 0; kk < D / 16; kk++) left<D>(ka[kk], Kt, warp_rows, kk), left<D>(va[kk], Vt, warp_rows, kk);
             continue;
         }
-        const bf16 *Qs = Q + step % 2 * STEP * D, *Os = O + step % 2 * STEP * D;
         const float *row = stats + step % 2 * 2 * STEP + 2 * t;
-        for (int part = 0; part < STEP; part += PART) {
+        for (int part = 0; part < STEP && step * STEP + part < p.Tq; part += PART) {
+            const uint32_t skip = (uint32_t)((step % 2 * STEP + part) * ROW_BYTES<D>), Qs = q_at + skip, Qt = q_trans_at + skip;
             float s[PART / 8][4] = {}, ds[PART / 8][4] = {};
 #pragma unroll
             for (int kk = 0; kk < D / 16; kk++)
 #pragma unroll
                 for (int n = 0; n < PART / 16; n++) {
                     uint32_t b[4];
-                    right<D>(b, Qs, part + 16 * n, kk);
+                    right<D>(b, Qs, 16 * n, kk);
                     mma_m16n8k16(s[2 * n], ka[kk], b), mma_m16n8k16(s[2 * n + 1], ka[kk], b + 2);
-                    right<D>(b, Os, part + 16 * n, kk);
+                    right<D>(b, Qs, 2 * STEP + 16 * n, kk);
                     mma_m16n8k16(ds[2 * n], va[kk], b), mma_m16n8k16(ds[2 * n + 1], va[kk], b + 2);
                 }
+            if (p.causal && j0 + 15 > step * STEP + part + p.Tk - p.Tq) {
+#pragma unroll
+                for (int n = 0; n < PART / 8; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        if (!visible(p, step * STEP + part + 8 * n + 2 * t + e % 2, j0 + g + e / 2 * 8)) s[n][e] = -INFINITY;
+            }
 #pragma unroll
             for (int n = 0; n < PART / 8; n++) {
                 const Vec<float, 2> l = load<2>(row + part + 8 * n), dl = load<2>(row + STEP + part + 8 * n);
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     s[n][e] = exp2_fast(fmaf(s[n][e], log2_scale, -l.v[e % 2]));
-                    if (p.causal && !visible(p, step * STEP + part + 8 * n + 2 * t + e % 2, j0 + g + e / 2 * 8)) s[n][e] = 0;
                     ds[n][e] = s[n][e] * (ds[n][e] - dl.v[e % 2]);
                 }
             }
@@ -621,24 +690,23 @@ attention_bwd_kv_mma(bf16 *dk, bf16 *dv, const bf16 *q, const bf16 *k, const bf1
 #pragma unroll
                 for (int n = 0; n < D / 16; n++) {
                     uint32_t b[4];
-                    right_trans<D>(b, Os, part + 16 * kk, n);
+                    right_trans<D>(b, Qt, 2 * STEP + 16 * kk, n);
                     mma_m16n8k16(gv[2 * n], a, b), mma_m16n8k16(gv[2 * n + 1], a, b + 2);
-                    right_trans<D>(b, Qs, part + 16 * kk, n);
+                    right_trans<D>(b, Qt, 16 * kk, n);
                     mma_m16n8k16(gk[2 * n], da, b), mma_m16n8k16(gk[2 * n + 1], da, b + 2);
                 }
             }
         }
     }
-    if (dv) rows_out<D, true>(dv + at.k, p.ldkv, j0, p.Tk, at.key_mask, Vt + warp_rows * D, gv, 1, 1);
-    if (dk) rows_out<D, true>(dk + at.k, p.ldkv, j0, p.Tk, at.key_mask, Kt + warp_rows * D, gk, p.scale, p.scale);
+    if (dv) rows_out<D, true>(dv + at.k(p), p.ldkv, j0, p.Tk, at.key_mask(p), Vt + warp_rows * D, gv, 1, 1);
+    if (dk) rows_out<D, true>(dk + at.k(p), p.ldkv, j0, p.Tk, at.key_mask(p), Kt + warp_rows * D, gk, p.scale, p.scale);
 }
 
 /* dq of a tile of queries, 16 M for each warp, over the keys. */
 template <int D, int M>
-__global__ void __launch_bounds__(32 * MOST_WARPS)
+__global__ void MMA_BOUNDS
 attention_bwd_q_mma(bf16 *dq, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *dout, const float *lse, const float *delta,
                     const Problem p) {
-    enum { PART = 32 };
     DYNAMIC_SHARED(bf16, shared);
     const int block_rows = blockDim.x / 32 * 16 * M, warp_rows = threadIdx.x / 32 * 16 * M;
     bf16 *Q = shared, *O = Q + block_rows * D, *Kt = O + block_rows * D, *Vt = Kt + 2 * STEP * D;
@@ -647,6 +715,7 @@ attention_bwd_q_mma(bf16 *dq, const bf16 *q, const bf16 *k, const bf16 *v, const
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, i0 = at.tile * block_rows + warp_rows;
     const int end = keys_end(p, min((at.tile + 1) * block_rows, p.Tq)), steps = (end + STEP - 1) / STEP;
     const float log2_scale = p.scale * LOG2E;
+    const uint32_t k_at = tile_lane<D>(Kt), k_trans_at = tile_lane_trans<D>(Kt); /* Vt lies 2 STEP rows behind */
     uint32_t qa[M][D / 16][4], oa[M][D / 16][4];
     float gq[M][D / 8][4] = {}, row_lse[M][2], row_delta[M][2];
 #pragma unroll
@@ -654,21 +723,21 @@ attention_bwd_q_mma(bf16 *dq, const bf16 *q, const bf16 *k, const bf16 *v, const
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int i = i0 + 16 * m + g + 8 * half;
-            row_lse[m][half] = lse_or_infinity(lse + at.lse, i, p.Tq) * LOG2E;
-            row_delta[m][half] = i < p.Tq ? delta[at.lse + i] : 0.0f;
+            row_lse[m][half] = lse_or_infinity(lse + at.lse(p), i, p.Tq) * LOG2E;
+            row_delta[m][half] = i < p.Tq ? delta[at.lse(p) + i] : 0.0f;
         }
 
-    tile_copy<D>(Q, q + at.q, p.ldq, at.tile * block_rows, block_rows, p.Tq, NULL);
-    tile_copy<D>(O, dout + at.o, p.ldo, at.tile * block_rows, block_rows, p.Tq, NULL);
+    tile_copy<D>(Q, q + at.q(p), p.ldq, at.tile * block_rows, block_rows, p.Tq, NULL);
+    tile_copy<D>(O, dout + at.o(p), p.ldo, at.tile * block_rows, block_rows, p.Tq, NULL);
     cp_async_commit();
     for (int step = -1; step < steps; step++) {
         cp_async_wait<0>();
         __syncthreads();
         if (step + 1 < steps) {
             const int next = (step + 1) % 2, j0 = (step + 1) * STEP;
-            tile_copy<D>(Kt + next * STEP * D, k + at.k, p.ldkv, j0, STEP, p.Tk, at.key_mask);
-            tile_copy<D>(Vt + next * STEP * D, v + at.k, p.ldkv, j0, STEP, p.Tk, at.key_mask);
-            key_bias(bias + next * STEP, at.key_mask, j0, p.Tk);
+            tile_copy<D>(Kt + next * STEP * D, k + at.k(p), p.ldkv, j0, STEP, p.Tk, at.key_mask(p));
+            tile_copy<D>(Vt + next * STEP * D, v + at.k(p), p.ldkv, j0, STEP, p.Tk, at.key_mask(p));
+            key_bias(bias + next * STEP, at.key_mask(p), j0, p.Tk);
             cp_async_commit();
         }
         if (i0 >= p.Tq) continue;
@@ -680,37 +749,33 @@ attention_bwd_q_mma(bf16 *dq, const bf16 *q, const bf16 *k, const bf16 *v, const
                     left<D>(qa[m][kk], Q, warp_rows + 16 * m, kk), left<D>(oa[m][kk], O, warp_rows + 16 * m, kk);
             continue;
         }
-        const bf16 *Ks = Kt + step % 2 * STEP * D, *Vs = Vt + step % 2 * STEP * D;
         const float *hidden = bias + step % 2 * STEP + 2 * t;
         const int j0 = step * STEP;
-        const bool some_hidden = at.key_mask || j0 + STEP > p.Tk;
-        for (int part = 0; part < STEP; part += PART) {
+        for (int part = 0; part < STEP && j0 + part < end; part += PART) {
+            const uint32_t skip = (uint32_t)((step % 2 * STEP + part) * ROW_BYTES<D>), Ks = k_at + skip, Kst = k_trans_at + skip;
             float s[M][PART / 8][4] = {}, ds[M][PART / 8][4] = {};
 #pragma unroll
             for (int kk = 0; kk < D / 16; kk++)
 #pragma unroll
                 for (int n = 0; n < PART / 16; n++) {
                     uint32_t b[4];
-                    right<D>(b, Ks, part + 16 * n, kk);
+                    right<D>(b, Ks, 16 * n, kk);
 #pragma unroll
                     for (int m = 0; m < M; m++) mma_m16n8k16(s[m][2 * n], qa[m][kk], b), mma_m16n8k16(s[m][2 * n + 1], qa[m][kk], b + 2);
-                    right<D>(b, Vs, part + 16 * n, kk);
+                    right<D>(b, Ks, 2 * STEP + 16 * n, kk);
 #pragma unroll
                     for (int m = 0; m < M; m++) mma_m16n8k16(ds[m][2 * n], oa[m][kk], b), mma_m16n8k16(ds[m][2 * n + 1], oa[m][kk], b + 2);
                 }
+            hide<M>(s, p, at.key_mask(p), hidden + part, i0 + g, j0 + part);
 #pragma unroll
-            for (int n = 0; n < PART / 8; n++) {
-                Vec<float, 2> h = {};
-                if (some_hidden) h = load<2>(hidden + part + 8 * n);
+            for (int m = 0; m < M; m++)
 #pragma unroll
-                for (int m = 0; m < M; m++)
+                for (int n = 0; n < PART / 8; n++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
-                        float w = exp2_fast(fmaf(s[m][n][e], log2_scale, h.v[e % 2] - row_lse[m][e / 2]));
-                        if (p.causal && !visible(p, i0 + 16 * m + g + e / 2 * 8, j0 + part + 8 * n + 2 * t + e % 2)) w = 0;
+                        const float w = exp2_fast(fmaf(s[m][n][e], log2_scale, -row_lse[m][e / 2]));
                         ds[m][n][e] = w * (ds[m][n][e] - row_delta[m][e / 2]);
                     }
-            }
 #pragma unroll
             for (int kk = 0; kk < PART / 16; kk++) {
                 uint32_t a[M][4];
@@ -719,7 +784,7 @@ attention_bwd_q_mma(bf16 *dq, const bf16 *q, const bf16 *k, const bf16 *v, const
 #pragma unroll
                 for (int n = 0; n < D / 16; n++) {
                     uint32_t b[4];
-                    right_trans<D>(b, Ks, part + 16 * kk, n);
+                    right_trans<D>(b, Kst, 16 * kk, n);
 #pragma unroll
                     for (int m = 0; m < M; m++) mma_m16n8k16(gq[m][2 * n], a[m], b), mma_m16n8k16(gq[m][2 * n + 1], a[m], b + 2);
                 }
@@ -728,7 +793,7 @@ attention_bwd_q_mma(bf16 *dq, const bf16 *q, const bf16 *k, const bf16 *v, const
     }
 #pragma unroll
     for (int m = 0; m < M; m++)
-        rows_out<D, true>(dq + at.q, p.ldq, i0 + 16 * m, p.Tq, NULL, Q + (warp_rows + 16 * m) * D, gq[m], p.scale, p.scale);
+        rows_out<D, true>(dq + at.q(p), p.ldq, i0 + 16 * m, p.Tq, NULL, Q + (warp_rows + 16 * m) * D, gq[m], p.scale, p.scale);
 }
 
 /* ---- launchers ------------------------------------------------------------------------------------ */

@@ -255,29 +255,34 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
 #endif
 }
 
-/* Four 8x8 matrices of 16-bit values from shared memory. Lane 8 j + i gives the address of row i of matrix j (16 bytes, aligned);
- * r[j] of lane l is row l / 4, columns 2 (l % 4) and one more, of matrix j; _trans: of its transpose. */
-__device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], const void *shared_row) {
+/* A place in dynamic shared memory as a number of bytes, on which inner loops count: an access through a pointer would work the
+ * number out anew each time. */
+__device__ __forceinline__ uint32_t shared_at(const void *p) {
 #ifdef __CUDACC__
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"((unsigned)__cvta_generic_to_shared(shared_row))
-                 : "memory");
+    return (uint32_t)__cvta_generic_to_shared(p);
 #else
-    emu_ldmatrix(r, shared_row, false);
+    return (uint32_t)((const char *)p - (const char *)emu_dynamic_shared());
 #endif
 }
 
-__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], const void *shared_row) {
+/* Four 8x8 matrices of 16-bit values from shared memory. Lane 8 j + i gives the address of row i of matrix j (16 bytes, aligned);
+ * r[j] of lane l is row l / 4, columns 2 (l % 4) and one more, of matrix j; _trans: of its transpose. */
 #ifdef __CUDACC__
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"((unsigned)__cvta_generic_to_shared(shared_row))
-                 : "memory");
+#define LDMATRIX(r, at, trans)                                                                               \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 {%0, %1, %2, %3}, [%4];"                 \
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                            \
+                 : "r"(at)                                                                                   \
+                 : "memory")
+__device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], uint32_t shared_row) { LDMATRIX(r, shared_row, ""); }
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], uint32_t shared_row) { LDMATRIX(r, shared_row, ".trans"); }
+__device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], const void *shared_row) { ldmatrix_x4(r, shared_at(shared_row)); }
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], const void *shared_row) { ldmatrix_x4_trans(r, shared_at(shared_row)); }
 #else
-    emu_ldmatrix(r, shared_row, true);
+inline void ldmatrix_x4(uint32_t r[4], const void *shared_row) { emu_ldmatrix(r, shared_row, false); }
+inline void ldmatrix_x4_trans(uint32_t r[4], const void *shared_row) { emu_ldmatrix(r, shared_row, true); }
+inline void ldmatrix_x4(uint32_t r[4], uint32_t at) { emu_ldmatrix(r, (const char *)emu_dynamic_shared() + at, false); }
+inline void ldmatrix_x4_trans(uint32_t r[4], uint32_t at) { emu_ldmatrix(r, (const char *)emu_dynamic_shared() + at, true); }
 #endif
-}
 
 /* c (16,8) f32 += a (16,16) b (16,8), bf16, one product per warp. With g = lane / 4, t = lane % 4, each register two values:
  *   a[0] row g, columns 2t..   a[1] row g + 8   a[2] row g, columns 2t + 8..   a[3] row g + 8, columns 2t + 8..

@@ -5,7 +5,8 @@
  *
  * Which of its kernels runs is asked once for each shape (its heuristic takes some 50 us) and remembered. f32 products are
  * computed in f32, never in TF32. Its GELU epilogues are not used: they compute the tanh form (PyTorch falls back to that form
- * where it cannot use them), ops.h and the published models want the exact one.
+ * where it cannot use them), ops.h and the published models want the exact one. BGRAD is not used either: the
+ * bias's gradient is an op of its own, which reads dy once more.
  *
  * The library promises the same bits for the same call on the same kind of card.
  */
