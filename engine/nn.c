@@ -53,8 +53,10 @@ void blocks_init(ParamSet *ps, Block *b, int n) {
     }
 }
 
-static Tensor *mlp_residual(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s) {
-    Tensor *h = linear(c, b->fc1, norm(c, b->norm2, x, s->eps));
+/* The block's second half; `attended`, projected, is still to be added to x. */
+static Tensor *mlp_residual(Ctx *c, const Block *b, Tensor *x, Tensor *attended, const BlockSpec *s) {
+    attended = op_dropout(c, linear(c, b->proj, attended), s->dropout);
+    Tensor *h = linear(c, b->fc1, op_add_layernorm(c, &x, x, attended, b->norm2.w, b->norm2.b, s->eps));
     h = s->act == ACT_GELU ? op_gelu(c, h) : op_quick_gelu(c, h);
     return op_add(c, x, op_dropout(c, linear(c, b->fc2, h), s->dropout));
 }
@@ -62,8 +64,7 @@ static Tensor *mlp_residual(Ctx *c, const Block *b, Tensor *x, const BlockSpec *
 static Tensor *block_body(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s) {
     Tensor *a =
         op_self_attention(c, linear(c, b->qkv, norm(c, b->norm1, x, s->eps)), s->H, s->mask, s->causal);
-    x = op_add(c, x, op_dropout(c, linear(c, b->proj, a), s->dropout));
-    return mlp_residual(c, b, x, s);
+    return mlp_residual(c, b, x, a, s);
 }
 
 Tensor *block_forward(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s) {
@@ -83,6 +84,5 @@ Tensor *block_forward_first(Ctx *c, const Block *b, Tensor *x, const BlockSpec *
     Tensor *n = norm(c, b->norm1, x, s->eps);
     Tensor *q = linear(c, b->q, op_slice_tokens(c, n, 0, 1)), *kv = linear(c, b->kv, n);
     Tensor *a = op_cross_attention(c, q, kv, s->H, s->mask);
-    x = op_add(c, op_slice_tokens(c, x, 0, 1), op_dropout(c, linear(c, b->proj, a), s->dropout));
-    return mlp_residual(c, b, x, s);
+    return mlp_residual(c, b, op_slice_tokens(c, x, 0, 1), a, s);
 }

@@ -226,6 +226,23 @@ Tensor *op_layernorm(Ctx *c, Tensor *x, Tensor *gamma, Tensor *beta, float eps) 
     return y;
 }
 
+Tensor *op_add_layernorm(Ctx *c, Tensor **sum, Tensor *a, Tensor *b, Tensor *gamma, Tensor *beta, float eps) {
+    int64_t rows = rows_of(a), C = last_dim(a);
+    CHECK(numel(a) == numel(b) && numel(gamma) == C && numel(beta) == C,
+          "add, layernorm %s: %" PRId64 " and %" PRId64 " values in rows of %" PRId64 ", gamma %" PRId64, gamma->name ? gamma->name : "",
+          numel(a), numel(b), C, numel(gamma));
+    Tensor *x = tensor_like(c, a), *y = tensor_like(c, a);
+    y->name = gamma->name;
+    float *mean = arena_alloc(c->step, (size_t)rows * 4), *rstd = arena_alloc(c->step, (size_t)rows * 4);
+    K->add_layernorm_fwd(S, a->dtype, x->data, y->data, mean, rstd, a->data, b->data, gamma->data, beta->data, eps, rows, C);
+    /* Two nodes, as of two ops: the backward has nothing to gain from one, the sum's gradient is handed over (grad_pass). */
+    if (taped(c, a) | taped(c, b)) tape_push(c, add_backward, SAVE(c, Binary, x, a, b), x);
+    if (taped(c, x) | taped(c, gamma) | taped(c, beta))
+        tape_push(c, layernorm_backward, SAVE(c, Norm, y, x, gamma, beta, mean, rstd, eps), y);
+    *sum = x;
+    return y;
+}
+
 static void l2norm_backward(Ctx *c, void *saved) {
     Norm *n = saved;
     K->l2norm_bwd(S, n->x->dtype, grad_add(c, n->x), n->x->data, grad_of(n->y), n->rstd, n->eps,

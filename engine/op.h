@@ -23,6 +23,8 @@ Tensor *op_mul_tokens(Ctx *c, Tensor *x, Tensor *g);      /* x (B, T, C) times g
 Tensor *op_dropout(Ctx *c, Tensor *x, float p);           /* x itself when p is 0 or no tape runs */
 
 Tensor *op_layernorm(Ctx *c, Tensor *x, Tensor *gamma, Tensor *beta, float eps);
+/* The same of *sum = a + b, in one pass over memory. */
+Tensor *op_add_layernorm(Ctx *c, Tensor **sum, Tensor *a, Tensor *b, Tensor *gamma, Tensor *beta, float eps);
 Tensor *op_l2norm(Ctx *c, Tensor *x, float eps);
 Tensor *op_softmax(Ctx *c, Tensor *x);
 
