@@ -100,7 +100,9 @@ static bool save_parts(const char *dir, int64_t step, const CkptPart *part, int 
         snprintf(path, sizeof path, "%s/%s", dir, part[i].name);
         if (!module_save(part[i].module, path, e)) return false;
         snprintf(path, sizeof path, "%s/%s.moments.safetensors", dir, part[i].name);
-        if (!params_save_moments(&part[i].module->params, path, e)) return false;
+        if (!params_save_moments(module_learns(part[i].module), path, e)) return false;
+        snprintf(path, sizeof path, "%s/%s.adapters.safetensors", dir, part[i].name);
+        if (part[i].module->lora.rank && !params_save(&part[i].module->lora.params, path, e)) return false;
     }
     if (file) {
         snprintf(path, sizeof path, "%s/%s", dir, file->name);
@@ -121,7 +123,7 @@ bool ckpt_save(const char *out, int64_t step, const CkptPart *part, int n, const
                int keep, Error *e) {
     char tmp[PATH_MAX], final[PATH_MAX];
     if (comm_world()->rank) {
-        for (int i = 0; i < n; i++) params_send_moments(&part[i].module->params);
+        for (int i = 0; i < n; i++) params_send_moments(module_learns(part[i].module));
         if (file) file->send(file->self);
         return true;
     }
@@ -151,12 +153,16 @@ bool ckpt_load(const char *path, const CkptPart *part, int n, Error *e) {
     for (int i = 0; i < n; i++) {
         char file[PATH_MAX];
         SafeTensors st;
-        snprintf(file, sizeof file, "%s/%s/model.safetensors", path, part[i].name);
+        ParamSet *ps = module_learns(part[i].module);
+        if (part[i].module->lora.rank) /* beside the folder, whose weights have them merged in */
+            snprintf(file, sizeof file, "%s/%s.adapters.safetensors", path, part[i].name);
+        else
+            snprintf(file, sizeof file, "%s/%s/model.safetensors", path, part[i].name);
         if (!st_open(&st, file, e)) return false;
-        bool ok = params_load(&part[i].module->params, &st, file, e);
+        bool ok = params_load(ps, &st, file, e);
         st_close(&st);
         snprintf(file, sizeof file, "%s/%s.moments.safetensors", path, part[i].name);
-        if (!ok || !params_load_moments(&part[i].module->params, file, e)) return false;
+        if (!ok || !params_load_moments(ps, file, e)) return false;
     }
     return true;
 }

@@ -2,6 +2,7 @@
  *
  *   OUT/checkpoint-000500/vqa/                       a model folder, weights under Hugging Face names
  *   OUT/checkpoint-000500/vqa.moments.safetensors    AdamW's m, v and its step
+ *   OUT/checkpoint-000500/vqa.adapters.safetensors   with train.lora_rank: the adapters, which the folder has merged in
  *   OUT/checkpoint-000500/state.json                 the update it follows, the run's configuration
  *
  * Everything else of a run (sample order, dropout) is a function of the seed and the update's number, so

@@ -91,6 +91,8 @@
     INT(save_every, 500, 0, 1000000000, "steps between checkpoints; 0: only the last")                       \
     INT(eval_every, 0, 0, 1000000000, "steps between evaluations; 0: none")                                  \
     BOOL(resume, true, "go on from the checkpoint in run.out when there is one")                             \
+    INT(lora_rank, 0, 0, 4096, "rank of the adapters that alone learn, merged when saved; 0: all parameters learn") \
+    FLOAT(lora_alpha, 0, 0, 65536, "adapters count alpha/rank times; 0: once")                               \
     TEXT(freeze, "", "beginnings of the names of parameters that do not learn, with spaces between")          \
     TEXT(lr_scale, "", "learning rates as multiples, by beginnings of names: NAME=FACTOR ...")               \
     FLOAT(layer_decay, 1, 0.01, 1, "each block's learning rate as a multiple of the next one's")

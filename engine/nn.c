@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdarg.h>
 
+#include "engine/lora.h"
+
 static const char *vname(char *buf, size_t n, const char *fmt, va_list ap) {
     vsnprintf(buf, n, fmt, ap);
     return buf;
@@ -26,24 +28,40 @@ Layer norm_new(ParamSet *ps, int64_t C, const char *name, ...) {
     va_start(ap, name);
     vname(buf, sizeof buf, name, ap);
     va_end(ap);
-    return (Layer){PARAM(ps, PARAM_GAIN, (C), "%s.weight", buf), PARAM(ps, PARAM_BIAS, (C), "%s.bias", buf)};
+    return (Layer){.w = PARAM(ps, PARAM_GAIN, (C), "%s.weight", buf),
+                   .b = PARAM(ps, PARAM_BIAS, (C), "%s.bias", buf)};
 }
 
-Tensor *linear(Ctx *c, Layer l, Tensor *x) { return op_linear(c, x, l.w, l.b); }
+Tensor *linear(Ctx *c, Layer l, Tensor *x) {
+    return l.lora_a ? op_linear_lora(c, x, l.w, l.b, l.lora_a, l.lora_b) : op_linear(c, x, l.w, l.b);
+}
 Tensor *linear_f32(Ctx *c, Layer l, Tensor *x) { return op_linear_f32(c, x, l.w, l.b); }
 Tensor *norm(Ctx *c, Layer l, Tensor *x, float eps) { return op_layernorm(c, x, l.w, l.b, eps); }
+
+/* The attention's and the MLP's projections, as their authors and most users choose. */
+static void adapt(Lora *l, Block *b, const char *prefix, const BlockNames *names) {
+    const int64_t r = l->rank, C = b->qkv.w->shape[0] / 3;
+    lora_adapt(l, &b->qkv, 3, prefix, (const char *[]){names->q, names->k, names->v});
+    lora_adapt(l, &b->proj, 1, prefix, &names->proj);
+    lora_adapt(l, &b->fc1, 1, prefix, &names->fc1);
+    lora_adapt(l, &b->fc2, 1, prefix, &names->fc2);
+    Tensor *A = b->qkv.lora_a, *B = b->qkv.lora_b;
+    b->q.lora_a = param_rows(&l->params, A, 0, r), b->q.lora_b = param_rows(&l->params, B, 0, C);
+    b->kv.lora_a = param_rows(&l->params, A, r, 2 * r), b->kv.lora_b = param_rows(&l->params, B, C, 2 * C);
+}
 
 void block_new(Block *b, ParamSet *ps, int64_t C, int64_t mlp, const BlockNames *names, const char *prefix) {
     b->norm1 = norm_new(ps, C, "%s%s", prefix, names->norm1);
     const char *const qkv[] = {names->q, names->k, names->v};
     b->qkv.w = param_fused(ps, PARAM_WEIGHT, 3, 2, (int64_t[]){C, C}, prefix, qkv, ".weight");
     b->qkv.b = param_fused(ps, PARAM_BIAS, 3, 1, (int64_t[]){C}, prefix, qkv, ".bias");
-    b->q = (Layer){param_rows(ps, b->qkv.w, 0, C), param_rows(ps, b->qkv.b, 0, C)};
-    b->kv = (Layer){param_rows(ps, b->qkv.w, C, 2 * C), param_rows(ps, b->qkv.b, C, 2 * C)};
+    b->q = (Layer){.w = param_rows(ps, b->qkv.w, 0, C), .b = param_rows(ps, b->qkv.b, 0, C)};
+    b->kv = (Layer){.w = param_rows(ps, b->qkv.w, C, 2 * C), .b = param_rows(ps, b->qkv.b, C, 2 * C)};
     b->proj = linear_new(ps, C, C, true, "%s%s", prefix, names->proj);
     b->norm2 = norm_new(ps, C, "%s%s", prefix, names->norm2);
     b->fc1 = linear_new(ps, mlp, C, true, "%s%s", prefix, names->fc1);
     b->fc2 = linear_new(ps, C, mlp, true, "%s%s", prefix, names->fc2);
+    if (ps->lora) adapt(ps->lora, b, prefix, names);
 }
 
 void blocks_init(ParamSet *ps, Block *b, int n) {

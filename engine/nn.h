@@ -5,8 +5,9 @@
 
 typedef enum Activation { ACT_GELU, ACT_QUICK_GELU } Activation;
 
-/* A linear layer or a norm: weight and bias (bias NULL where the model has none). */
-typedef struct Layer { Tensor *w, *b; } Layer;
+/* A linear layer or a norm: weight and bias (bias NULL where the model has none); a linear layer's adapter, or NULL
+ * (lora.h): fused layers have as many A below each other, (parts*r, in), and B (out, r) by part. */
+typedef struct Layer { Tensor *w, *b, *lora_a, *lora_b; } Layer;
 
 /* Declares NAME.weight (out, in) and NAME.bias (out); NAME.weight and NAME.bias (C) of a norm. */
 Layer linear_new(ParamSet *ps, int64_t out, int64_t in, bool bias, const char *name, ...) __attribute__((format(printf, 5, 6)));

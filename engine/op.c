@@ -34,6 +34,10 @@ static DType common_type(const Tensor *a, const Tensor *b) {
     return compute_type(a) == BF16 && compute_type(b) == BF16 ? BF16 : F32;
 }
 
+static char *advance(void *p, DType t, int64_t values) {
+    return p ? (char *)p + (size_t)values * dtype_size(t) : NULL;
+}
+
 /* ---- linear --------------------------------------------------------------------------------------- */
 
 typedef struct Linear {
@@ -60,7 +64,7 @@ static void linear_backward(Ctx *c, void *saved) {
     arena_reset(c->step, mark);
 }
 
-static Tensor *linear_to(Ctx *c, DType ty, Tensor *x, Tensor *w, Tensor *b) {
+static Tensor *linear_product(Ctx *c, DType ty, Tensor *x, Tensor *w, Tensor *b) {
     int64_t Kd = last_dim(x), N = w->shape[0], rows = rows_of(x);
     CHECK(w->shape[w->ndim - 1] == Kd && w->ndim == 2,
           "linear %s: input has %" PRId64 " channels, weight %" PRId64, w->name ? w->name : "", Kd,
@@ -74,6 +78,11 @@ static Tensor *linear_to(Ctx *c, DType ty, Tensor *x, Tensor *w, Tensor *b) {
     y->name = w->name;
     K->gemm(S, x->dtype, ty, y->data, N, x->data, Kd, as(w, x->dtype), Kd, b ? b->data : NULL, false, true,
             rows, N, Kd, 0);
+    return y;
+}
+
+static Tensor *linear_to(Ctx *c, DType ty, Tensor *x, Tensor *w, Tensor *b) {
+    Tensor *y = linear_product(c, ty, x, w, b);
     if (taped(c, x) | taped(c, w) | taped(c, b))
         tape_push(c, linear_backward, SAVE(c, Linear, y, x, w, b), y);
     return y;
@@ -81,6 +90,50 @@ static Tensor *linear_to(Ctx *c, DType ty, Tensor *x, Tensor *w, Tensor *b) {
 
 Tensor *op_linear(Ctx *c, Tensor *x, Tensor *w, Tensor *b) { return linear_to(c, x->dtype, x, w, b); }
 Tensor *op_linear_f32(Ctx *c, Tensor *x, Tensor *w, Tensor *b) { return linear_to(c, F32, x, w, b); }
+
+typedef struct LinearLora {
+    Linear l;
+    Tensor *u, *a, *b; /* u = x a^T (rows, parts*r) */
+} LinearLora;
+
+static void lora_backward(Ctx *c, void *saved) {
+    LinearLora *s = saved;
+    const Tensor *x = s->l.x, *y = s->l.y;
+    const DType t = x->dtype;
+    const int64_t rows = rows_of(x), K_ = last_dim(x), r = last_dim(s->b), R = last_dim(s->u), parts = R / r,
+                  N = last_dim(y), n = N / parts;
+    linear_backward(c, &s->l);
+    void *dx = grad_add(c, s->l.x), *da = grad_add(c, s->a), *db = grad_add(c, s->b), *dy = grad_of(s->l.y);
+    size_t mark = arena_mark(c->step);
+    void *du = arena_alloc(c->step, (size_t)(rows * R) * dtype_size(t));
+    for (int64_t i = 0; i < parts; i++) {
+        const void *dy_i = advance(dy, t, i * n), *b_i = advance(as(s->b, t), t, i * n * r);
+        K->gemm(S, t, t, advance(du, t, i * r), R, dy_i, N, b_i, r, NULL, false, false, rows, r, n, 0); /* dy B */
+        if (db) /* dB = dy^T u */
+            K->gemm(S, t, F32, (float *)db + i * n * r, r, dy_i, N, advance(s->u->data, t, i * r), R, NULL, true,
+                    false, n, r, rows, 1);
+    }
+    if (da) K->gemm(S, t, F32, da, K_, du, R, x->data, K_, NULL, true, false, R, K_, rows, 1); /* dA = du^T x */
+    if (dx) K->gemm(S, t, t, dx, K_, du, R, as(s->a, t), K_, NULL, false, false, rows, K_, R, 1); /* dx = du A */
+    arena_reset(c->step, mark);
+}
+
+Tensor *op_linear_lora(Ctx *c, Tensor *x, Tensor *w, Tensor *b, Tensor *lora_a, Tensor *lora_b) {
+    const DType t = x->dtype;
+    const int64_t rows = rows_of(x), K_ = last_dim(x), r = last_dim(lora_b), R = lora_a->shape[0], parts = R / r,
+                  N = w->shape[0], n = N / parts;
+    CHECK(R == parts * r && N == parts * n && last_dim(lora_a) == K_ && lora_b->shape[0] == N,
+          "adapter of %s: A %" PRId64 " x %" PRId64 ", B %" PRId64 " x %" PRId64, w->name ? w->name : "", R,
+          last_dim(lora_a), lora_b->shape[0], r);
+    Tensor *y = linear_product(c, t, x, w, b), *u = TENSOR(c, t, rows, R);
+    K->gemm(S, t, t, u->data, R, x->data, K_, as(lora_a, t), K_, NULL, false, true, rows, R, K_, 0);
+    for (int64_t i = 0; i < parts; i++)
+        K->gemm(S, t, t, advance(y->data, t, i * n), N, advance(u->data, t, i * r), R,
+                advance(as(lora_b, t), t, i * n * r), r, NULL, false, true, rows, n, r, 1);
+    if (taped(c, x) | taped(c, w) | taped(c, b) | taped(c, lora_a) | taped(c, lora_b))
+        tape_push(c, lora_backward, SAVE(c, LinearLora, {y, x, w, b}, u, lora_a, lora_b), y);
+    return y;
+}
 
 /* ---- elementwise ---------------------------------------------------------------------------------- */
 
@@ -281,10 +334,6 @@ typedef struct Attention {
     bool causal;
     int H;
 } Attention;
-
-static char *advance(void *p, DType t, int64_t values) {
-    return p ? (char *)p + (size_t)values * dtype_size(t) : NULL;
-}
 
 static void attention_run(Ctx *c, Attention *a, bool backward) {
     DType t = a->y->dtype;

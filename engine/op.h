@@ -10,6 +10,9 @@
  * layer of a network. */
 Tensor *op_linear(Ctx *c, Tensor *x, Tensor *w, Tensor *b);
 Tensor *op_linear_f32(Ctx *c, Tensor *x, Tensor *w, Tensor *b);
+/* y = x w^T + b + (x A^T) B^T, part by part: of `parts` = rows of A / columns of B blocks of rows of w, block i adds
+ * B_i (N/parts, r) times A_i (r, K). See lora.h. */
+Tensor *op_linear_lora(Ctx *c, Tensor *x, Tensor *w, Tensor *b, Tensor *lora_a, Tensor *lora_b);
 
 Tensor *op_gelu(Ctx *c, Tensor *x);
 Tensor *op_quick_gelu(Ctx *c, Tensor *x);

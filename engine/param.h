@@ -44,6 +44,7 @@ typedef struct ParamSet {
     bool changed;    /* value was written, value16 not yet */
     int64_t lo, hi;  /* m and v are those of values lo .. hi: of all, unless each rank keeps a share (run.shard_optimizer) */
     int64_t step;    /* updates made: AdamW's bias correction */
+    struct Lora *lora; /* where the adapters of its layers are declared (lora.h); NULL: they get none */
 } ParamSet;
 
 void params_open(ParamSet *ps, Arena *host);

@@ -268,7 +268,7 @@ static double retain_loss(Distiller *d, Student *s, const Ask *ask, int n, int64
 
 /* Fails because of a loss that is no number; its tape is the run's. */
 static bool not_finite(Distiller *d, int64_t step, double vqa, double loc, double retain, Error *e) {
-    run_not_finite(&d->run, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, step,
+    run_not_finite(&d->run, (ParamSet *[]){module_learns(d->vqa.module), module_learns(d->loc.module)}, 2, step,
                    vqa + loc + retain, e);
     return fail_in(e, "VQA %g, LOC %g, retain %g", vqa, loc, retain);
 }
@@ -330,7 +330,7 @@ void step_stats_sum(Comm *c, StepStats *s) {
 static bool update(Student *s, bool learnt, int64_t step, double *norm, Error *e) {
     *norm = 0;
     if (!learnt) return true; /* nobody called it: no gradient, no decay */
-    return optim_step(&s->module->params, &s->optim, step, norm, e);
+    return optim_step(module_learns(s->module), &s->optim, step, norm, e);
 }
 
 /* ---- the trace ------------------------------------------------------------------------------------ */
@@ -564,8 +564,8 @@ static bool student_open(Distiller *d, Student *s, const char *step, const char 
     if (!*folder)
         return fail_as(e, FAIL_CONFIG, "model.%s is empty; name the folder of the %s module",
                        strcmp(step, "LOC") ? "vqa" : "loc", step);
-    s->module = strcmp(step, "VQA") ? module_open_for(step, folder, d->run.dev, run_type(cfg), MODULE_TRAINED, e)
-                                    : module_open_labelled(folder, d->run.dev, run_type(cfg), MODULE_TRAINED, e);
+    s->module = strcmp(step, "VQA") ? module_open_for(step, folder, d->run.dev, run_type(cfg), module_use(cfg), e)
+                                    : module_open_labelled(folder, d->run.dev, run_type(cfg), module_use(cfg), e);
     if (!s->module) return false;
     module_answerer(&s->answerer, s->module, cfg->distill.batch);
     s->answerer.threshold = (float)cfg->model.loc_threshold;
@@ -618,7 +618,7 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
     d->style = nlvr ? ANSWER_TRUE_FALSE : ANSWER_YES_NO;
     if (!student_open(d, &d->vqa, "VQA", cfg->model.vqa, cfg->distill.lr_vqa, e) ||
         !student_open(d, &d->loc, "LOC", cfg->model.loc, cfg->distill.lr_loc, e) ||
-        !rates_apply((ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2, cfg, e) ||
+        !rates_apply((ParamSet *[]){module_learns(d->vqa.module), module_learns(d->loc.module)}, 2, cfg, e) ||
         !teacher_open(&d->teacher, cfg->model.teacher, d->vqa.module, !nlvr, d->run.dev, run_type(cfg), e) ||
         !dataset_open(&d->data, &dc, e))
         return false;
@@ -634,7 +634,7 @@ bool distiller_open(Distiller *d, const Config *cfg, Error *e) {
     guided_answerer(&d->loc.guided, &d->loc.answerer, d->loc.start, &d->teacher, cfg->distill.steer == STEER_TEACHER);
     d->answerer[0] = &d->vqa.guided.base;
     d->answerer[1] = &d->loc.guided.base;
-    reduce_open(&d->reduce, d->run.comm, cfg, (ParamSet *[]){&d->vqa.module->params, &d->loc.module->params}, 2);
+    reduce_open(&d->reduce, d->run.comm, cfg, (ParamSet *[]){module_learns(d->vqa.module), module_learns(d->loc.module)}, 2);
     d->sched = xcalloc((size_t)d->reduce.parts, sizeof *d->sched);
     for (int k = 0; k < d->reduce.parts; k++) sched_open(&d->sched[k], d->answerer, 2);
     const Reduce *r = &d->reduce;

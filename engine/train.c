@@ -393,7 +393,7 @@ static bool train_loop(Run *r, Reduce *reduce, Module *m, Source *source, TrainS
                 double parts[3] = {0},
                        loss = train_forward(r, m, &s->set, &part, per, seed, total, &right, &k, parts);
                 for (int i = 0; i < 3; i++) g.parts[i] += parts[i];
-                if (!isfinite(loss)) return run_not_finite(r, (ParamSet *[]){&m->params}, 1, step, loss, e);
+                if (!isfinite(loss)) return run_not_finite(r, (ParamSet *[]){module_learns(m)}, 1, step, loss, e);
                 if (last) reduce_last(reduce, NULL);
                 tape_backward(&r->ctx);
                 arena_reset(&r->step, mark_step);
@@ -406,7 +406,7 @@ static bool train_loop(Run *r, Reduce *reduce, Module *m, Source *source, TrainS
         }
         reduce_end(reduce);
         g.steps++;
-        if (!optim_step(&m->params, &oc, step, &norm, e)) return false;
+        if (!optim_step(module_learns(m), &oc, step, &norm, e)) return false;
         int64_t done = step + 1;
         bool last = done == cfg->train.steps;
         if (done % cfg->run.log_every == 0 || last)
@@ -468,9 +468,11 @@ bool train_run(const Config *cfg, Error *e) {
         vc.type = cfg->data.val_kind;
     }
     bool has_val = cfg->train.eval_every && *cfg->data.val_split, mixed = cfg->data.mix_share > 0;
-    Module *m = module_open(folder, r.dev, run_type(cfg), MODULE_TRAINED, !cfg->train.from_scratch,
+    Module *m = module_open(folder, r.dev, run_type(cfg), module_use(cfg), !cfg->train.from_scratch,
                             (uint64_t)cfg->run.seed, e);
-    if (!m || !rates_apply((ParamSet *[]){&m->params}, 1, cfg, e) || (!r.comm->rank && !make_dirs(cfg->run.out, e))) goto done;
+    if (!m || !rates_apply((ParamSet *[]){module_learns(m)}, 1, cfg, e) ||
+        (!r.comm->rank && !make_dirs(cfg->run.out, e)))
+        goto done;
     CkptPart part = {what, m};
     int64_t start = 0;
     if (cfg->train.resume && ckpt_agree(r.comm, cfg->run.out, path, sizeof path, &start)) {
@@ -480,15 +482,15 @@ bool train_run(const Config *cfg, Error *e) {
         start = 0;
         if (cfg->train.from_scratch && *cfg->train.grow_from && !grow(m, cfg->train.grow_from, e)) goto done;
     }
-    if (!comm_same(r.comm, "weights", params_hash(&m->params), e)) goto done;
-    reduce_open(&reduce, r.comm, cfg, (ParamSet *[]){&m->params}, 1);
+    if (!comm_same(r.comm, "weights", params_hash(module_learns(m)), e)) goto done;
+    reduce_open(&reduce, r.comm, cfg, (ParamSet *[]){module_learns(m)}, 1);
     int64_t mix_updates = mixed_before(cfg, start);
     if (!source_open(&source[0], cfg, &dc, m, start - mix_updates, true, e) ||
         (mixed && !source_open(&source[1], cfg, &mc, m, mix_updates, false, e)) ||
         (has_val && !trainset_open(&val, &vc, m, e)))
         goto done;
     info("%s: %" PRId64 " parameters; %" PRId64 " calls on %" PRId64 " images", folder,
-         params_count(&m->params), source[0].set.n + source[1].set.n,
+         params_count(module_learns(m)), source[0].set.n + source[1].set.n,
          source[0].set.by_image.nsamples + source[1].set.by_image.nsamples);
     if (!train_loop(&r, &reduce, m, source, has_val ? &val : NULL, &part, config_text, start, e)) goto done;
     ok = r.comm->rank || (path_join(path, sizeof path, cfg->run.out, "model", e) && module_save(m, path, e));

@@ -67,13 +67,15 @@ typedef struct Asked {
 
 static Layer fused(ParamSet *ps, int count, int64_t out, int64_t in, const char *prefix,
                    const char *const *names) {
-    return (Layer){param_fused(ps, PARAM_WEIGHT, count, 2, (int64_t[]){out, in}, prefix, names, ".weight"),
-                   param_fused(ps, PARAM_BIAS, count, 1, (int64_t[]){out}, prefix, names, ".bias")};
+    return (Layer){.w = param_fused(ps, PARAM_WEIGHT, count, 2, (int64_t[]){out, in}, prefix, names, ".weight"),
+                   .b = param_fused(ps, PARAM_BIAS, count, 1, (int64_t[]){out}, prefix, names, ".bias")};
 }
 
 static void bert_declare(const Blip *o, Bert *b, ParamSet *ps, const char *prefix) {
     static const char *const qkv[] = {"attention.self.query", "attention.self.key", "attention.self.value"},
-                      *const kv[] = {"crossattention.self.key", "crossattention.self.value"};
+                      *const kv[] = {"crossattention.self.key", "crossattention.self.value"},
+                      *const single[] = {"attention.output.dense", "crossattention.self.query",
+                                         "crossattention.output.dense", "intermediate.dense", "output.dense"};
     int64_t W = o->W;
     b->word = PARAM(ps, PARAM_EMBEDDING, (o->vocab, W), "%sembeddings.word_embeddings.weight", prefix);
     b->position =
@@ -93,6 +95,11 @@ static void bert_declare(const Blip *o, Bert *b, ParamSet *ps, const char *prefi
         l->fc1 = linear_new(ps, o->text_mlp, W, true, "%sintermediate.dense", in);
         l->fc2 = linear_new(ps, W, o->text_mlp, true, "%soutput.dense", in);
         l->norm3 = norm_new(ps, W, "%soutput.LayerNorm", in);
+        if (!ps->lora) continue;
+        lora_adapt(ps->lora, &l->qkv, 3, in, qkv);
+        lora_adapt(ps->lora, &l->kv, 2, in, kv);
+        for (int k = 0; k < COUNT_OF(single); k++)
+            lora_adapt(ps->lora, (Layer *[]){&l->out, &l->q, &l->cross_out, &l->fc1, &l->fc2}[k], 1, in, &single[k]);
     }
 }
 
@@ -115,6 +122,9 @@ static void declare(Blip *o) {
         b->norm2 = norm_new(ps, C, "%slayer_norm2", in);
         b->fc1 = linear_new(ps, o->mlp, C, true, "%smlp.fc1", in);
         b->fc2 = linear_new(ps, C, o->mlp, true, "%smlp.fc2", in);
+        static const char *const adapted[] = {"self_attn.qkv", "self_attn.projection", "mlp.fc1", "mlp.fc2"};
+        for (int k = 0; ps->lora && k < COUNT_OF(adapted); k++)
+            lora_adapt(ps->lora, (Layer *[]){&b->qkv, &b->proj, &b->fc1, &b->fc2}[k], 1, in, &adapted[k]);
     }
     o->post_norm = norm_new(ps, C, "vision_model.post_layernorm");
     bert_declare(o, &o->encoder, ps, "text_encoder.");

@@ -161,7 +161,11 @@ static bool open_parts(Module *m, Device *dev, DType precision, ModuleUse use, b
     double std = 0;
     if (!read_labels(m, e) || !config_float(m, "initializer_range", 0.02, &std, e) || !m->type->open(m, e))
         return false;
-    params_alloc(&m->params, dev, precision, use == MODULE_TRAINED);
+    params_alloc(&m->params, dev, precision, use.trained && !use.lora_rank);
+    if (use.lora_rank) {
+        params_alloc(&m->lora.params, dev, precision, use.trained);
+        params_init(&m->lora.params, seed, 0);
+    }
     if (!weights) {
         params_init(&m->params, seed, (float)std);
         if (m->type->init) m->type->init(m);
@@ -191,6 +195,10 @@ static bool open_parts(Module *m, Device *dev, DType precision, ModuleUse use, b
     return ok;
 }
 
+ModuleUse module_use(const Config *cfg) {
+    return (ModuleUse){true, cfg->train.lora_rank, (float)cfg->train.lora_alpha};
+}
+
 Module *module_open(const char *folder, Device *dev, DType precision, ModuleUse use, bool weights,
                     uint64_t seed, Error *e) {
     json_t *config = read_object(folder, "config.json", e);
@@ -216,6 +224,8 @@ Module *module_open(const char *folder, Device *dev, DType precision, ModuleUse 
     snprintf(m->folder, sizeof m->folder, "%s", folder);
     arena_open(&m->host, "module", NULL, (size_t)64 << 20);
     params_open(&m->params, &m->host);
+    lora_open(&m->lora, &m->host, use.lora_rank, use.lora_alpha);
+    if (use.lora_rank) m->params.lora = &m->lora;
     m->processor = read_object(folder, "preprocessor_config.json", e);
     if (!m->processor || !open_parts(m, dev, precision, use, weights, seed, e)) {
         module_close(m);
@@ -228,6 +238,7 @@ void module_close(Module *m) {
     if (!m) return;
     if (m->type->close) m->type->close(m);
     params_close(&m->params);
+    lora_close(&m->lora);
     if (m->tokenizer) token_close(m->tokenizer);
     json_decref(m->config);
     json_decref(m->processor);
@@ -275,7 +286,21 @@ static bool save_config(const Module *m, const char *folder, Error *e) {
     return ok;
 }
 
-bool module_save(const Module *m, const char *folder, Error *e) {
+/* Merged only while they are written. */
+static bool save_weights(Module *m, const char *path, Error *e) {
+    if (!m->lora.rank) return params_save(&m->params, path, e);
+    ParamSet *ps = &m->params;
+    const size_t bytes = (size_t)ps->total * sizeof(float);
+    float *before = xcalloc((size_t)ps->total, sizeof *before);
+    ps->dev->download(ps->dev, before, ps->value, bytes);
+    lora_merge(&m->lora);
+    bool ok = params_save(ps, path, e);
+    ps->dev->upload(ps->dev, ps->value, before, bytes);
+    free(before);
+    return ok;
+}
+
+bool module_save(Module *m, const char *folder, Error *e) {
     char path[600];
     if (!make_dirs(folder, e) || !path_join(path, sizeof path, folder, "model.safetensors", e)) return false;
     DIR *d = opendir(m->folder);
@@ -288,7 +313,7 @@ bool module_save(const Module *m, const char *folder, Error *e) {
         if (text && !strstr(f->d_name, "safetensors") && strcmp(f->d_name, "config.json")) ok = copy_file(m->folder, folder, f->d_name, e);
     }
     closedir(d);
-    return ok && save_config(m, folder, e) && params_save(&m->params, path, e);
+    return ok && save_config(m, folder, e) && save_weights(m, path, e);
 }
 
 void module_begin(Module *m) {
@@ -301,6 +326,7 @@ void module_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *out) 
     m->asks += n;
     m->forwards++;
     params_refresh(&m->params);
+    if (m->lora.rank) params_refresh(&m->lora.params);
     m->type->forward(m, c, ask, n, out);
 }
 

@@ -10,7 +10,8 @@
 #include <jansson.h>
 
 #include "data/token.h"
-#include "engine/nn.h"
+#include "engine/config.h"
+#include "engine/lora.h"
 
 /* One question: what the program's step wants to know of which pixels. Borrowed for the length of the update. */
 typedef struct Ask {
@@ -64,6 +65,7 @@ struct Module {
     json_t *config, *processor; /* config.json, preprocessor_config.json */
     Arena host;                 /* lives as long as the module */
     ParamSet params;
+    Lora lora;                  /* rank 0: without adapters */
     Tokenizer *tokenizer;
     const char **label;         /* VQA: the answers */
     int nlabels;
@@ -72,15 +74,22 @@ struct Module {
     int64_t asks, image_rows, text_rows, forwards;
 };
 
-typedef enum ModuleUse { MODULE_FROZEN, MODULE_TRAINED } ModuleUse;
+/* trained: with gradients and moments, of the adapters alone when there are any (lora.h; alpha 0: as the rank). */
+typedef struct ModuleUse { bool trained; int lora_rank; float lora_alpha; } ModuleUse;
+#define MODULE_FROZEN ((ModuleUse){0})
+#define MODULE_TRAINED ((ModuleUse){.trained = true})
+/* As a run's options want a module that learns. */
+ModuleUse module_use(const Config *cfg);
 
 /* Opens FOLDER. weights: read model.safetensors; else (a folder without it is then right too) draw initial values from
  * `seed`, with the config's initializer_range (0: by fan-in). `precision`: what it computes in, see param.h. `use`
  * decides whether gradients and moments are kept. The module is closed with module_close. */
 Module *module_open(const char *folder, Device *dev, DType precision, ModuleUse use, bool weights, uint64_t seed, Error *e);
 void module_close(Module *m);
-/* Writes a folder that module_open reads back: weights and copies of the other files. */
-bool module_save(const Module *m, const char *folder, Error *e);
+/* Writes a folder that module_open reads back: weights, adapters merged into them, and copies of the other files. */
+bool module_save(Module *m, const char *folder, Error *e);
+/* What of it learns: its parameters, or its adapters. */
+static inline ParamSet *module_learns(Module *m) { return m->lora.rank ? &m->lora.params : &m->params; }
 /* A new update begins: the parameters may have changed and the step arena was reset; tower outputs are forgotten. */
 void module_begin(Module *m);
 /* n questions of m->images asks each: a second picture's query is not read. */

@@ -58,7 +58,7 @@ void tower_rows(Tower *t, Ctx *c, const Ask *ask, int64_t n, Tensor **joined, in
     for (int64_t j = 0; j < t->nsources; j++) {
         if (!first[j]) continue;
         const TowerSource *s = &t->source[j];
-        CHECK(s->tape == c->tape || !t->module->params.grad,
+        CHECK(s->tape == c->tape || !module_learns(t->module)->grad,
               "%s: tower outputs made %s a tape are read %s one: module_begin is missing", t->module->folder,
               s->tape ? "with" : "without", c->tape ? "with" : "without");
         first[j] += rows;

@@ -196,7 +196,7 @@ static Status run(Args *a, Error *e) {
     if (cfg->train.eval_every && !open_split(&val, cfg, cfg->data.val_split, e)) goto done;
     info("%" PRId64 " training programs, students of %" PRId64 " + %" PRId64
          " parameters, teacher of %" PRId64,
-         d.data.nsamples, params_count(&d.vqa.module->params), params_count(&d.loc.module->params),
+         d.data.nsamples, params_count(module_learns(d.vqa.module)), params_count(module_learns(d.loc.module)),
          params_count(&d.teacher.vqa->params));
     if (!evaluate(&d, &test, &before, e)) goto done;
     info("as pre-trained: %.2f%% of %" PRId64 " %s questions", eval_accuracy(&before), before.n,
@@ -212,7 +212,7 @@ static Status run(Args *a, Error *e) {
     } else {
         start = 0;
     }
-    if (!comm_same(d.run.comm, "weights", params_hash(&d.vqa.module->params) ^ params_hash(&d.loc.module->params), e))
+    if (!comm_same(d.run.comm, "weights", params_hash(module_learns(d.vqa.module)) ^ params_hash(module_learns(d.loc.module)), e))
         goto done;
     if (*cfg->trace.path) { /* each rank writes the steps of its own programs */
         d.trace = &trace;

@@ -14,6 +14,7 @@
 
 GRAPH(linear_bias) { return op_linear(c, x[0], x[1], x[2]); }
 GRAPH(linear_plain) { return op_linear(c, x[0], x[1], NULL); }
+GRAPH(linear_lora) { return op_linear_lora(c, x[0], x[1], x[2], x[3], x[4]); }
 GRAPH(gelu) { return op_gelu(c, x[0]); }
 GRAPH(quick_gelu) { return op_quick_gelu(c, x[0]); }
 GRAPH(tanh_) { return op_tanh(c, x[0]); }
@@ -29,6 +30,8 @@ TEST(op_elementwise) {
         {"linear", linear_bias, .nleaves = 3, .leaf = {L(2, 3, 5), L(4, 5), L(4)}},
         {"linear of one row", linear_bias, .nleaves = 3, .leaf = {L(1, 1), L(7, 1), L(7)}},
         {"linear without bias", linear_plain, .nleaves = 2, .leaf = {L(6, 5), L(3, 5)}},
+        {"linear with an adapter", linear_lora, .nleaves = 5, .leaf = {L(2, 3, 5), L(4, 5), L(4), L(2, 5), L(4, 2)}},
+        {"three in one with adapters", linear_lora, .nleaves = 5, .leaf = {L(7, 5), L(12, 5), L(12), L(6, 5), L(12, 2)}},
         {"gelu", gelu, .nleaves = 1, .leaf = {LR(-3, 3, 3, 7)}},
         {"quick_gelu", quick_gelu, .nleaves = 1, .leaf = {LR(-3, 3, 3, 7)}},
         {"tanh", tanh_, .nleaves = 1, .leaf = {L(3, 7)}},

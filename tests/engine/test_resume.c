@@ -115,6 +115,10 @@ TEST(resume_vqa_bf16) {
     if (vpdistill()) check_train("VQA in bf16", "train.module=vqa run.precision=bf16", 3, 6);
 }
 
+TEST(resume_vqa_adapters) {
+    if (vpdistill()) check_train("VQA, adapters", "train.module=vqa train.lora_rank=4 train.lora_alpha=8", 3, 6);
+}
+
 TEST(resume_loc) {
     if (vpdistill()) check_train("LOC", "train.module=loc", 3, 4);
 }
