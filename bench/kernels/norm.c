@@ -3,21 +3,39 @@
 
 /* ---- layer norm ----------------------------------------------------------------------------------- */
 
-enum { LN_Y, LN_MEAN, LN_RSTD, LN_X, LN_GAMMA, LN_BETA };
-RUN(layernorm_fwd, p[LN_Y], p[LN_MEAN], p[LN_RSTD], p[LN_X], p[LN_GAMMA], p[LN_BETA], 1e-12f, c->M, c->N)
-WANT(layernorm_fwd) {
-    const int64_t C = c->N, row = k == LN_Y ? i / C : i;
+/* Value i of slot k of a forward pass whose row `row` is x(c, row, .); out: its slots y, mean, rstd from this one on. */
+static double normalised(const Case *c, int k, int out, int gamma, int64_t i, double *size,
+                         double (*x)(const Case *c, int64_t at)) {
+    const int64_t C = c->N, row = k == out ? i / C : i;
     double mean = 0, var = 0, magnitude = 0;
     for (int64_t j = 0; j < C; j++) {
-        mean += IN(LN_X, row * C + j) / (double)C;
-        magnitude += fabs(IN(LN_X, row * C + j)) / (double)C;
+        mean += x(c, row * C + j) / (double)C;
+        magnitude += fabs(x(c, row * C + j)) / (double)C;
     }
-    for (int64_t j = 0; j < C; j++) var += pow(IN(LN_X, row * C + j) - mean, 2) / (double)C;
-    const double rstd = 1 / sqrt(var + 1e-12), x = IN(LN_X, row * C + i % C), gamma = IN(LN_GAMMA, i % C);
-    *size = k == LN_MEAN   ? magnitude
-            : k == LN_RSTD ? rstd
-                           : (fabs(x) + magnitude) * rstd * fabs(gamma) + fabs(IN(LN_BETA, i % C));
-    return k == LN_MEAN ? mean : k == LN_RSTD ? rstd : (x - mean) * rstd * gamma + IN(LN_BETA, i % C);
+    for (int64_t j = 0; j < C; j++) var += pow(x(c, row * C + j) - mean, 2) / (double)C;
+    const double rstd = 1 / sqrt(var + 1e-12), v = x(c, row * C + i % C), g = IN(gamma, i % C),
+                 b = IN(gamma + 1, i % C);
+    *size = k == out + 1 ? magnitude : k == out + 2 ? rstd : (fabs(v) + magnitude) * rstd * fabs(g) + fabs(b);
+    return k == out + 1 ? mean : k == out + 2 ? rstd : (v - mean) * rstd * g + b;
+}
+
+enum { LN_Y, LN_MEAN, LN_RSTD, LN_X, LN_GAMMA, LN_BETA };
+RUN(layernorm_fwd, p[LN_Y], p[LN_MEAN], p[LN_RSTD], p[LN_X], p[LN_GAMMA], p[LN_BETA], 1e-12f, c->M, c->N)
+static double ln_x(const Case *c, int64_t at) { return IN(LN_X, at); }
+WANT(layernorm_fwd) { return normalised(c, k, LN_Y, LN_GAMMA, i, size, ln_x); }
+
+enum { AL_SUM, AL_Y, AL_MEAN, AL_RSTD, AL_A, AL_B, AL_GAMMA, AL_BETA };
+RUN(add_layernorm_fwd, p[AL_SUM], p[AL_Y], p[AL_MEAN], p[AL_RSTD], p[AL_A], p[AL_B], p[AL_GAMMA], p[AL_BETA],
+    1e-12f, c->M, c->N)
+/* Rounded to the row's type: the norm is that of what is written. */
+static double al_sum(const Case *c, int64_t at) {
+    const float sum = (float)IN(AL_A, at) + (float)IN(AL_B, at);
+    return (double)(c->t == BF16 ? bf16_value(bf16_round(sum)) : sum);
+}
+WANT(add_layernorm_fwd) {
+    if (k != AL_SUM) return normalised(c, k, AL_Y, AL_GAMMA, i, size, al_sum);
+    *size = fabs(IN(AL_A, i)) + fabs(IN(AL_B, i));
+    return al_sum(c, i);
 }
 static Library *library_fwd(const Case *c, void *const *p) {
     return library_layernorm(false, p[LN_Y], p[LN_MEAN], p[LN_RSTD], p[LN_X], NULL, p[LN_GAMMA], p[LN_BETA],
@@ -96,6 +114,17 @@ void rows_norm(Table *t) {
                      .slot = {T_OUT(n), F_OUT(M), F_OUT(M), T_IN(n, -2, 2), F_IN(C, 0, 1), F_IN(C, 0, 1)},
                      .library = library_fwd,
                      .library_name = "oneDNN layer_normalization"},
+              "%" PRId64 "x%" PRId64, M, C);
+    bench_row(t,
+              (Case){.op = "add_layernorm_fwd",
+                     .what = "",
+                     .M = M,
+                     .N = C,
+                     .terms = s->C,
+                     .run = run_add_layernorm_fwd,
+                     .want = want_add_layernorm_fwd,
+                     .slot = {T_OUT(n), T_OUT(n), F_OUT(M), F_OUT(M), T_IN(n, -2, 2), T_IN(n, -1, 1),
+                              F_IN(C, 0, 1), F_IN(C, 0, 1)}},
               "%" PRId64 "x%" PRId64, M, C);
     bench_row(t,
               (Case){.op = "layernorm_bwd",
