@@ -7,6 +7,8 @@
  *   answer_list.json   in the folder, a list of answers: the module then ranks these (the original's closed
  *                      vocabulary) and can teach and be taught; without it the answer is written word by
  *                      word, and there are no probabilities
+ *   "answer_candidates"  in config.json, 128: how many of the list are ranked in full, the others by their
+ *                      first word alone
  *   "question_start"   in config.json: "[CLS]" (default, what transformers feeds) or "[ENC]", the token
  *                      that the weights were trained with; then the question loses its punctuation and is
  *                      cut at 50 words as in training
@@ -18,7 +20,7 @@
 
 #include "modules/tower.h"
 
-enum { MAX_LAYERS = 64, ANSWER_IDS = 20, CANDIDATES = 128, GROUP = 16, IMAGE_TOKENS = 0 };
+enum { MAX_LAYERS = 64, ANSWER_IDS = 20, GROUP = 16, IMAGE_TOKENS = 0 };
 
 /* BERT's layer with a second attention, each followed by its norm. */
 typedef struct BertLayer {
@@ -51,6 +53,7 @@ typedef struct Blip {
     int64_t start;      /* the question's first id */
     bool cleaned;       /* questions as in the original training */
     float smoothing;
+    int64_t candidates; /* answers that are ranked in full */
     int32_t *answer;    /* (nlabels, ANSWER_IDS): begin, the words, end */
     int *answer_len;
     Tower images;
@@ -155,6 +158,7 @@ static bool read_sizes(Blip *o, Error *e) {
         !config_int(m, "text_config.vocab_size", 30524, 1, 1 << 24, &o->vocab, e) ||
         !config_int(m, "text_config.bos_token_id", 30522, 0, o->vocab - 1, &o->begin, e) ||
         !config_int(m, "text_config.sep_token_id", 102, 0, o->vocab - 1, &o->end, e) ||
+        !config_int(m, "answer_candidates", 128, 1, 1 << 20, &o->candidates, e) ||
         !config_float(m, "text_config.layer_norm_eps", 1e-12, &o->text_eps, e) ||
         !config_float(m, "text_config.hidden_dropout_prob", 0, &o->dropout, e) ||
         !config_float(m, "text_config.label_smoothing", 0, &smoothing, e) ||
@@ -471,7 +475,7 @@ static void score_answers(const Blip *o, Ctx *c, const Asked *q, int64_t questio
 /* Ranks the list for each question, in two rounds: by the answer's first word, then the best in full. What
  * does not get to the second has no probability. */
 static Tensor *rank(const Blip *o, Ctx *c, const Asked *q) {
-    const int A = o->m.nlabels, k = MIN(CANDIDATES, A);
+    const int A = o->m.nlabels, k = (int)MIN(o->candidates, A);
     Tensor *logits = TENSOR(c, F32, q->n, A);
     float *score = arena_alloc(c->host, (size_t)(q->n * A) * sizeof *score);
     Tape *tape = c->tape;
