@@ -51,7 +51,7 @@ static void adapt(Lora *l, Block *b, const char *prefix, const BlockNames *names
 }
 
 void block_new(Block *b, ParamSet *ps, int64_t C, int64_t mlp, const BlockNames *names, const char *prefix) {
-    b->norm1 = norm_new(ps, C, "%s%s", prefix, names->norm1);
+    *b = (Block){.norm1 = norm_new(ps, C, "%s%s", prefix, names->norm1)};
     const char *const qkv[] = {names->q, names->k, names->v};
     b->qkv.w = param_fused(ps, PARAM_WEIGHT, 3, 2, (int64_t[]){C, C}, prefix, qkv, ".weight");
     b->qkv.b = param_fused(ps, PARAM_BIAS, 3, 1, (int64_t[]){C}, prefix, qkv, ".bias");
