@@ -71,5 +71,7 @@ void report_row(Report *r, json_t *row);
  * nothing is written. */
 bool report_end(Report *r, bool ok, Error *e);
 
+/* Makes a folder for a benchmark's files, in TMPDIR or /tmp: its path into dir. remove_tree takes it away. */
+bool bench_folder(char *dir, size_t size, Error *e);
 /* median_us, p99_us, runs. */
 void report_spread(json_t *row, Spread s);

@@ -11,7 +11,6 @@
  * the share of its time that it waits for a batch. Real photographs differ: give a real set before believing
  * the last digit.
  */
-#include <ftw.h>
 #include <omp.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -163,15 +162,10 @@ static bool worker_table(const File *file, int threads, int side, double budget,
 
 /* ---- the loader ----------------------------------------------------------------------------------- */
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f) {
-    return (void)st, (void)type, (void)f, remove(path);
-}
-
 /* The photographs as a dataset of steps, in a folder of its own. */
 static bool write_dataset(char *dir, size_t size, const File *file, Error *e) {
     char path[600], *lines = xcalloc(FILES, 200);
-    snprintf(dir, size, "%s/vpdistill-bench-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
-    bool ok = mkdtemp(dir) || fail_as(e, FAIL_DISK, "bench loader cannot make the folder %s", dir);
+    bool ok = bench_folder(dir, size, e);
     for (int i = 0; ok && i < FILES; i++) {
         snprintf(path, sizeof path, "%s/%d.jpg", dir, i);
         ok = file_write_atomic(path, file[i].data, file[i].size, e);
@@ -244,7 +238,7 @@ static bool loader_table(const File *file, const Config *cfg, int threads, int s
     for (int n = 1; ok && n <= threads; n = n == threads || 2 * n <= threads ? 2 * n : threads)
         ok = consume(&d, cfg, n, side, budget, r, e);
     dataset_close(&d);
-    if (!given) nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    if (!given) remove_tree(dir);
     return ok;
 }
 

@@ -106,6 +106,11 @@ bool report_end(Report *r, bool ok, Error *e) {
     return ok;
 }
 
+bool bench_folder(char *dir, size_t size, Error *e) {
+    snprintf(dir, size, "%s/vpdistill-bench-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+    return mkdtemp(dir) || fail_as(e, FAIL_DISK, "bench cannot make the folder %s", dir);
+}
+
 void report_spread(json_t *row, Spread s) {
     json_object_set_new(row, "median_us", json_real(s.median * 1e6));
     json_object_set_new(row, "p99_us", json_real(s.p99 * 1e6));

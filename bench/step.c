@@ -22,7 +22,6 @@
  *   info     {"parameters": n, "threads": n, "peak_rss": bytes, "arena": bytes}
  */
 #include <ctype.h>
-#include <ftw.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -340,15 +339,6 @@ static bool model_row(const Config *cfg, const char *name, const char *folder, i
 
 /* ---- ViLT-B/32 ------------------------------------------------------------------------------------ */
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f) {
-    return (void)st, (void)type, (void)f, remove(path);
-}
-
-static bool temporary(char *dir, size_t size, Error *e) {
-    snprintf(dir, size, "%s/vpdistill-bench-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
-    return mkdtemp(dir) || fail_as(e, FAIL_DISK, "bench step cannot make the folder %s", dir);
-}
-
 static bool put(const char *dir, const char *name, const char *text, Error *e) {
     char path[600];
     return path_join(path, sizeof path, dir, name, e) && file_write_atomic(path, text, strlen(text), e);
@@ -392,9 +382,9 @@ static bool write_b32(const char *dir, Error *e) {
 
 static bool b32_row(const Config *cfg, Report *r, Error *e) {
     char dir[400];
-    if (!temporary(dir, sizeof dir, e)) return false;
+    if (!bench_folder(dir, sizeof dir, e)) return false;
     const bool ok = write_b32(dir, e) && model_row(cfg, "ViLT-B/32", dir, 8, 40, 384, r, e);
-    nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    remove_tree(dir);
     return ok;
 }
 
@@ -451,7 +441,7 @@ static bool distill_row(const Config *given, Report *r, Error *e) {
         s.images[SCENE_VAL] = s.images[SCENE_TEST] = 0;
         s.questions_per_image = 8;
         s.steps_per_image = 0;
-        if (!temporary(dir, sizeof dir, e)) return false;
+        if (!bench_folder(dir, sizeof dir, e)) return false;
         snprintf(cfg.data.dir, sizeof cfg.data.dir, "%s/scenes", dir);
         if (!scenes_write(cfg.data.dir, &s, e)) return false;
     }
@@ -480,7 +470,7 @@ static bool distill_row(const Config *given, Report *r, Error *e) {
     }
     loader_close(b.loader);
     distiller_close(&b.d);
-    if (*dir) nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    if (*dir) remove_tree(dir);
     return ok;
 }
 

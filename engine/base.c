@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <sys/stat.h>
@@ -210,6 +211,13 @@ bool file_write_atomic(const char *path, const void *data, size_t size, Error *e
     unlink(tmp);
     return fail_as(e, FAIL_DISK, "%s: cannot write %zu bytes: %s", path, size, strerror(err));
 }
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f) {
+    (void)st, (void)type, (void)f;
+    return remove(path);
+}
+
+void remove_tree(const char *path) { nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS); }
 
 bool make_dirs(const char *path, Error *e) {
     char p[PATH_MAX];

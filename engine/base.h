@@ -75,6 +75,8 @@ bool file_read(const char *path, char **data, size_t *size, size_t limit, Error 
 /* Writes path.tmp, fsyncs, renames over path, fsyncs the folder: whoever reads sees the old file or the new one. One process
  * at a time writes to a folder; what a killed one has left in path.tmp, the next write replaces. */
 bool file_write_atomic(const char *path, const void *data, size_t size, Error *e);
+/* rm -rf; what cannot be removed stays. */
+void remove_tree(const char *path);
 /* mkdir -p */
 bool make_dirs(const char *path, Error *e);
 /* out = dir "/" name; fails when longer than n. */

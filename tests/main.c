@@ -1,7 +1,6 @@
 /* main.c -- runs the tests that linking gathered. See test.h. The last line is `N passed, N failed, N skipped`. */
 #include "tests/test.h"
 
-#include <ftw.h>
 #include <math.h>
 #include <stdarg.h>
 #include <unistd.h>
@@ -58,11 +57,6 @@ const char *test_dir(void) {
     return dir;
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f) {
-    (void)st, (void)type, (void)f;
-    return remove(path);
-}
-
 static int by_name(const void *a, const void *b) {
     const struct Case *x = a, *y = b;
     int c = strcmp(x->file, y->file);
@@ -104,7 +98,7 @@ int main(int argc, char **argv) {
         else if (now.skipped) skipped++;
         else passed++;
     }
-    if (*dir) nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    if (*dir) remove_tree(dir);
     printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped);
     return failed || !(passed + skipped) ? 1 : 0;
 }

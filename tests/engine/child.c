@@ -3,7 +3,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <ftw.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <sys/wait.h>
@@ -25,7 +24,7 @@ const char *own_scenes(const char *name) {
     c.questions_per_image = 4;
     c.steps_per_image = 16;
     c.threads = 2;
-    remove_folder(dir);
+    remove_tree(dir);
     CHECK(scenes_write(dir, &c, &e), "%s", e.text);
     return dir;
 }
@@ -41,13 +40,6 @@ const char *repository(void) {
     CHECK(*dir || getcwd(dir, sizeof dir), "getcwd");
     return dir;
 }
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *f) {
-    (void)st, (void)type, (void)f;
-    return remove(path);
-}
-
-void remove_folder(const char *path) { nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS); }
 
 bool same_folders(const char *a, const char *b, char *why, size_t size) {
     for (int way = 0; way < 2; way++) { /* what a has, b has with the same bytes; what b has, a has */

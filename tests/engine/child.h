@@ -20,8 +20,6 @@ const char *tiny_scenes(void);
 const char *own_scenes(const char *name);
 /* The repository's folder, for paths given to a command that runs elsewhere: the tests are started there. */
 const char *repository(void);
-/* Removes a folder and what is in it. */
-void remove_folder(const char *path);
 /* Whether two folders hold the same files with the same bytes; if not, *why says where. */
 bool same_folders(const char *a, const char *b, char *why, size_t size);
 

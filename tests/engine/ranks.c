@@ -156,7 +156,7 @@ double moments_difference(const char *a, const char *b, int step, const char *fi
 void outs(char out[3][300], const char *name) {
     for (int i = 0; i < 3; i++) {
         snprintf(out[i], 300, "%s/%s-%d", test_dir(), name, 1 << i);
-        remove_folder(out[i]);
+        remove_tree(out[i]);
     }
 }
 

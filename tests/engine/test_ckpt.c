@@ -25,7 +25,7 @@ static Module *fresh(uint64_t seed) {
 static const char *out_dir(const char *name) {
     static char dir[256];
     snprintf(dir, sizeof dir, "%s/%s", test_dir(), name);
-    remove_folder(dir);
+    remove_tree(dir);
     Error e = {0};
     CHECK(make_dirs(dir, &e), "%s", e.text);
     return dir;

@@ -75,7 +75,7 @@ static double lose_one(int sig, int turn, uint64_t *seed) {
     int64_t step = 0, after = 0;
     const int n = sizes[draw(seed, 2)], victim = turn % n, more = n == 2 ? 4 : 1 + draw(seed, 2);
     snprintf(out, sizeof out, "%s/lost", test_dir());
-    remove_folder(out);
+    remove_tree(out);
     runs_start(c, n, &port, train_line(out, 1000000, "run.log_every=1000000"));
     const bool begun = has_begun(out, &c[0]);
     EXPECT(begun, "no checkpoint");

@@ -90,7 +90,7 @@ static void lose(int n, int victim, int sig) {
     int pid[MOST] = {0}, left = n;
     int64_t step, after = -1;
     snprintf(out, sizeof out, "%s/mpi-lost", test_dir());
-    remove_folder(out);
+    remove_tree(out);
     mpirun_start(&c, n, vpdistill(), train_line(out, 1000000, "run.log_every=1000000"));
     for (int i = 0; i < 12000 && !ckpt_latest(out, path, sizeof path, &step); i++) usleep(10000);
     EXPECT(find_ranks(c.pid, pid) == n, "not all ranks were found");

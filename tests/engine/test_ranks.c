@@ -182,8 +182,8 @@ static void check_resume(int steps, LineFn *line, const char *more) {
     char out[300], whole[300], why[1300], a[400], b[400];
     snprintf(out, sizeof out, "%s/resume", test_dir());
     snprintf(whole, sizeof whole, "%s/resume-whole", test_dir());
-    remove_folder(out);
-    remove_folder(whole);
+    remove_tree(out);
+    remove_tree(whole);
     run_ranks(1, line(out, steps, more));
     EXPECT(!rename(out, whole), "rename");
     for (int i = 0; i < 3; i++) run_ranks(ranks[i], line(out, steps / 3 * (i + 1), more));

@@ -16,7 +16,7 @@ static const char *folder(const char *name) {
     static char dir[300];
     Error e = {0};
     snprintf(dir, sizeof dir, "%s/%s", test_dir(), name);
-    remove_folder(dir);
+    remove_tree(dir);
     CHECK(make_dirs(dir, &e), "%s", e.text);
     return dir;
 }

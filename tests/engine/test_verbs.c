@@ -229,7 +229,7 @@ static const char *model_folder(const char *header, size_t bytes_behind) {
     Error e = {0};
     char from[600];
     snprintf(dir, sizeof dir, "%s/badmodel", test_dir());
-    remove_folder(dir);
+    remove_tree(dir);
     CHECK(make_dirs(dir, &e), "%s", e.text);
     for (int i = 0; i < 3; i++) {
         snprintf(from, sizeof from, "configs/models/tiny-vilt/%s", files[i]);

@@ -62,16 +62,32 @@ void golden_compare_grads(ModelCase *g, double rel) {
         }
 }
 
-void golden_gradients(ModelCase *g, double rel) {
-    case_begin(g, true);
-    case_forward(g);
-    const double want = (double)*case_f32(g, "loss");
-    EXPECT_NEAR(case_loss(g), want, rel * want, "loss");
-    tape_backward(&g->c);
-    golden_compare_grads(g, rel);
+void golden_check_outputs(const char *folder, double rel) {
+    ModelCase g;
+    if (!golden_open(&g, folder)) return;
+    for (int tape = 0; tape < 2; tape++) {
+        case_begin(&g, tape);
+        case_forward(&g);
+        golden_compare(&g, g.out.logits, "logits", rel);
+        if (st_find(&g.st, "boxes")) golden_compare(&g, g.out.boxes, "boxes", rel);
+    }
+    case_close(&g);
 }
 
-void golden_train(ModelCase *g, double rel) {
+void golden_check_gradients(const char *folder, double rel) {
+    ModelCase g;
+    if (!golden_open(&g, folder)) return;
+    case_begin(&g, true);
+    case_forward(&g);
+    const double want = (double)*case_f32(&g, "loss");
+    EXPECT_NEAR(case_loss(&g), want, rel * want, "loss");
+    tape_backward(&g.c);
+    golden_compare_grads(&g, rel);
+    case_close(&g);
+}
+
+/* Ten updates; each loss within `rel` of the golden one. */
+static void train(ModelCase *g, double rel) {
     enum { UPDATES = 10 };
     const OptimConfig cfg = {.lr = 1e-3f, .weight_decay = 0.01f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .schedule = SCHEDULE_CONSTANT};
     float want[UPDATES];
@@ -88,6 +104,13 @@ void golden_train(ModelCase *g, double rel) {
         Error e = {0};
         EXPECT(optim_step(&g->m->params, &cfg, k, &norm, &e), "%s", e.text);
     }
+}
+
+void golden_check_updates(const char *folder, double rel) {
+    ModelCase g;
+    if (!golden_open(&g, folder)) return;
+    train(&g, rel);
+    case_close(&g);
 }
 
 /* ---- bf16 ----------------------------------------------------------------------------------------- */
@@ -177,6 +200,6 @@ void golden_train_bf16(const char *folder) {
     double furthest = 0;
     for (int k = 0; k < st_numel(case_tensor(&g, "losses")); k++)
         furthest = fmax(furthest, fabs((double)bf16[k] / (double)f32[k] - 1));
-    golden_train(&g, 2 * furthest);
+    train(&g, 2 * furthest);
     case_close(&g);
 }

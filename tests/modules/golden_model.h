@@ -14,10 +14,12 @@ bool golden_open(ModelCase *g, const char *folder);
 void golden_compare(ModelCase *g, const Tensor *x, const char *name, double rel);
 /* Every parameter's gradient; what has none in the golden file must be 0 here and never trained. */
 void golden_compare_grads(ModelCase *g, double rel);
-/* A fresh step on the tape: the loss within `rel` of the golden one, then every gradient. */
-void golden_gradients(ModelCase *g, double rel);
+/* FOLDER's logits, and boxes where the golden file has them, with and without a tape. */
+void golden_check_outputs(const char *folder, double rel);
+/* A step on the tape: the loss within `rel` of the golden one, then every gradient. */
+void golden_check_gradients(const char *folder, double rel);
 /* Ten updates of AdamW as in make_models.py; each loss within `rel` of the golden one. */
-void golden_train(ModelCase *g, double rel);
+void golden_check_updates(const char *folder, double rel);
 
 /* FOLDER's model in bf16 on the device under test beside itself in f32 on the CPU: outputs, and gradients of the outputs times
  * fixed numbers, each as the norm of the difference. PyTorch's distance is in the golden file. Both round alike but add in

@@ -55,19 +55,9 @@ TEST(blip_writes) {
     case_close(&g);
 }
 
-DEVICE_TEST(blip_gradients) {
-    ModelCase g;
-    if (!golden_open(&g, FOLDER)) return;
-    golden_gradients(&g, 1e-4);
-    case_close(&g);
-}
+DEVICE_TEST(blip_gradients) { golden_check_gradients(FOLDER, 1e-4); }
 
-DEVICE_TEST(blip_ten_updates) {
-    ModelCase g;
-    if (!golden_open(&g, FOLDER)) return;
-    golden_train(&g, 1e-3);
-    case_close(&g);
-}
+DEVICE_TEST(blip_ten_updates) { golden_check_updates(FOLDER, 1e-3); }
 
 /* ---- folders -------------------------------------------------------------------------------------- */
 

@@ -8,34 +8,14 @@
 
 #define FOLDER "tests/golden/tiny-owlvit"
 
-DEVICE_TEST(owlvit_outputs) {
-    ModelCase g;
-    if (!golden_open(&g, FOLDER)) return;
-    for (int tape = 0; tape < 2; tape++) {
-        case_begin(&g, tape);
-        case_forward(&g);
-        golden_compare(&g, g.out.logits, "logits", 1e-5);
-        golden_compare(&g, g.out.boxes, "boxes", 1e-5);
-    }
-    case_close(&g);
-}
+DEVICE_TEST(owlvit_outputs) { golden_check_outputs(FOLDER, 1e-5); }
 
-DEVICE_TEST(owlvit_gradients) {
-    ModelCase g;
-    if (!golden_open(&g, FOLDER)) return;
-    golden_gradients(&g, 1e-4);
-    case_close(&g);
-}
+DEVICE_TEST(owlvit_gradients) { golden_check_gradients(FOLDER, 1e-4); }
 
 DEVICE_TEST(owlvit_bf16) { golden_check_bf16(FOLDER); }
 TEST(owlvit_bf16_ten_updates) { golden_train_bf16(FOLDER); }
 
-DEVICE_TEST(owlvit_ten_updates) {
-    ModelCase g;
-    if (!golden_open(&g, FOLDER)) return;
-    golden_train(&g, 1e-3);
-    case_close(&g);
-}
+DEVICE_TEST(owlvit_ten_updates) { golden_check_updates(FOLDER, 1e-3); }
 
 /* The asks in three forwards of one update: each picture and each text runs once, and the joined outputs are those of one
  * forward, gradients too. */

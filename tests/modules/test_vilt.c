@@ -7,33 +7,14 @@
 
 #define FOLDER "tests/golden/tiny-vilt"
 
-DEVICE_TEST(vilt_outputs) {
-    ModelCase g;
-    if (!golden_open(&g, FOLDER)) return;
-    for (int tape = 0; tape < 2; tape++) {
-        case_begin(&g, tape);
-        case_forward(&g);
-        golden_compare(&g, g.out.logits, "logits", 1e-5);
-    }
-    case_close(&g);
-}
+DEVICE_TEST(vilt_outputs) { golden_check_outputs(FOLDER, 1e-5); }
 
-DEVICE_TEST(vilt_gradients) {
-    ModelCase g;
-    if (!golden_open(&g, FOLDER)) return;
-    golden_gradients(&g, 1e-4);
-    case_close(&g);
-}
+DEVICE_TEST(vilt_gradients) { golden_check_gradients(FOLDER, 1e-4); }
 
 DEVICE_TEST(vilt_bf16) { golden_check_bf16(FOLDER); }
 TEST(vilt_bf16_ten_updates) { golden_train_bf16(FOLDER); }
 
-DEVICE_TEST(vilt_ten_updates) {
-    ModelCase g;
-    if (!golden_open(&g, FOLDER)) return;
-    golden_train(&g, 1e-3);
-    case_close(&g);
-}
+DEVICE_TEST(vilt_ten_updates) { golden_check_updates(FOLDER, 1e-3); }
 
 /* Four asks of three distinct pictures; asked again in the same update, nothing is embedded anew and the answers stay. */
 TEST(vilt_image_once) {
@@ -74,19 +55,9 @@ DEVICE_TEST(nlvr2_outputs) {
     case_close(&g);
 }
 
-DEVICE_TEST(nlvr2_gradients) {
-    ModelCase g;
-    if (!golden_open(&g, NLVR2)) return;
-    golden_gradients(&g, 1e-4);
-    case_close(&g);
-}
+DEVICE_TEST(nlvr2_gradients) { golden_check_gradients(NLVR2, 1e-4); }
 
-DEVICE_TEST(nlvr2_ten_updates) {
-    ModelCase g;
-    if (!golden_open(&g, NLVR2)) return;
-    golden_train(&g, 1e-3);
-    case_close(&g);
-}
+DEVICE_TEST(nlvr2_ten_updates) { golden_check_updates(NLVR2, 1e-3); }
 
 /* A program's steps are about one picture. */
 TEST(nlvr2_is_no_step) {
