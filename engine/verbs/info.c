@@ -7,7 +7,7 @@
 #include "modules/answer.h"
 
 #include <dirent.h>
-#include <dnnl.h> /* for its version only; gemm.c computes with it */
+#include <dnnl.h> /* for its version only: what bench compares with */
 #include <errno.h>
 #include <limits.h>
 #include <omp.h>

@@ -300,3 +300,10 @@ static inline void sum_rows(float *out, const float *x, int64_t rows, int64_t C)
     }
     rows_add(out, part, C, blocks, C);
 }
+
+/* ---- products ------------------------------------------------------------------------------------- */
+
+/* C (M,N) f32 = [C +] [bias +] op(A) op(B), as gemm of ops.h; A and B are of type t. The bits of a row of C
+ * depend on K alone, not on M, N, threads or vector width (sgemm.c). */
+void cpu_product(float *C, int64_t ldc, DType t, const void *A, int64_t lda, const void *B, int64_t ldb,
+                 const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, bool add);

@@ -16,6 +16,8 @@ const Ops ops_cpu = {
 #undef X
 };
 
+enum { LARGE_PAGE = 2 << 20 };
+
 /* ---- scratch -------------------------------------------------------------------------------------- */
 
 static _Thread_local struct { void *p; size_t size; } slots[SCRATCH_SLOTS];
@@ -37,11 +39,13 @@ static void make_key(void) {
 void *cpu_scratch(ScratchSlot slot, size_t bytes) {
     if (slots[slot].size < bytes) {
         size_t want = MAX(bytes, 2 * slots[slot].size);
-        want = (want + 4095) & ~(size_t)4095;
+        const size_t page = want >= LARGE_PAGE ? LARGE_PAGE : 4096;
+        want = (want + page - 1) & ~(page - 1);
         free(slots[slot].p);
-        slots[slot].p = aligned_alloc(64, want);
+        slots[slot].p = aligned_alloc(page, want);
         if (!slots[slot].p) die(FAIL_MEMORY, "out of memory: %zu bytes of scratch for one operation on the CPU", want);
         slots[slot].size = want;
+        if (page == LARGE_PAGE) madvise(slots[slot].p, want, MADV_HUGEPAGE);
         pthread_once(&key_once, make_key);
         pthread_setspecific(at_thread_end, slots);
     }
@@ -94,8 +98,6 @@ int64_t rows_named(const int32_t *idx, int64_t n) {
 }
 
 /* ---- the device ----------------------------------------------------------------------------------- */
-
-enum { LARGE_PAGE = 2 << 20 };
 
 static void *alloc(Device *d, size_t bytes) {
     (void)d;

@@ -1,6 +1,6 @@
 /* test_step.c -- the step of distillation asks no allocator: programs, teacher, labels, losses, backward, AdamW, trace.
  *
- * As in test_train.c, calls of oneDNN and libjpeg are told apart and not ours to stop (images come from the cache here).
+ * As in test_train.c, calls of libjpeg are told apart and not ours to stop (images come from the cache here).
  */
 #include "engine/step.h"
 #include "tests/engine/child.h"
@@ -50,21 +50,20 @@ static void check_step(const char *what, const char *options) {
     Loader *l = loader_open(&d.by_image.group, &lc, &e);
     CHECK(l, "%s", e.text);
     const int batches = (int)d.by_image.group.nsamples;
-    int64_t step = 0, programs = 0, all = 1, jpeg = 0, dnnl = 0;
+    int64_t step = 0, programs = 0, all = 1, jpeg = 0;
     for (int i = 0; i < 2; i++) epoch(&d, l, &step, batches); /* the cache fills, lists and the kernels' scratch grow */
-    for (int tries = 0; tries < 3 && all > jpeg + dnnl; tries++) { /* a batch may be the largest so far: once more, then it is true */
+    for (int tries = 0; tries < 3 && all > jpeg; tries++) { /* a batch may be the largest so far: once more, then it is true */
         count_begin();
         programs = epoch(&d, l, &step, batches);
         count_end();
         all = count_calls(NULL, false, NULL, 0);
         jpeg = count_calls("libjpeg", false, NULL, 0);
-        dnnl = count_calls("libdnnl", false, NULL, 0);
-        if (all > jpeg + dnnl) count_calls("libdnnl", true, whose, sizeof whose);
+        if (all > jpeg) count_calls("libjpeg", true, whose, sizeof whose);
     }
-    fprintf(stderr, "    %s: %d steps of %" PRId64 " programs and %" PRId64 " trace lines: %" PRId64 " calls of allocators by libjpeg, %" PRId64 " by oneDNN\n",
-            what, batches, programs / batches, trace.lines, jpeg, dnnl);
+    fprintf(stderr, "    %s: %d steps of %" PRId64 " programs and %" PRId64 " trace lines: %" PRId64 " calls of allocators by libjpeg\n",
+            what, batches, programs / batches, trace.lines, jpeg);
     EXPECT(programs > 0 && trace.lines > programs, "%" PRId64 " programs, %" PRId64 " lines", programs, trace.lines);
-    EXPECT(all == jpeg + dnnl && !jpeg, "%s: %d steps allocate %" PRId64 " times, one by %s", what, batches, all - dnnl, whose);
+    EXPECT(!all, "%s: %d steps allocate %" PRId64 " times, one by %s", what, batches, all, whose);
     loader_close(l);
     EXPECT(trace_close(&trace, &e), "%s", e.text);
     distiller_close(&d);

@@ -1,8 +1,7 @@
 /* test_train.c -- the supervised loop in this process: it learns, repeats to the bit, and asks no allocator for a step.
  *
- * Calls of allocators (count.h) are told apart by the library they come from. Two libraries allocate inside and cannot be
- * stopped: oneDNN's gemm takes and returns a packing buffer per block, libjpeg makes its tables anew for every image it
- * decodes (none is when the cache holds them). Everything else must be silent once a few steps have run.
+ * Calls of allocators (count.h) are told apart by the library they come from. libjpeg cannot be stopped: it makes its
+ * tables anew for every image it decodes (none is when the cache holds them). Everything else must be silent once a few steps have run.
  */
 #include "engine/train.h"
 #include "tests/engine/child.h"
@@ -44,7 +43,7 @@ static void train(const char *out, const char *more) {
 /* What 10 and then 15 steps cost; the difference is the loop's. */
 static void check_allocations(const char *what, const char *options) {
     char line[400], whose[600] = "";
-    int64_t ours[2], jpeg[2], dnnl[2];
+    int64_t ours[2], jpeg[2];
     bool same = false;
     snprintf(line, sizeof line, "%s train.steps=15", options);
     train("alloc", line); /* the kernels' scratch and the threads' pools grow to their size */
@@ -56,15 +55,14 @@ static void check_allocations(const char *what, const char *options) {
             train("alloc", line);
             count_end();
             jpeg[k] = count_calls("libjpeg", false, NULL, 0);
-            dnnl[k] = count_calls("libdnnl", false, NULL, 0);
-            ours[k] = count_calls(NULL, false, whose, sizeof whose) - jpeg[k] - dnnl[k];
+            ours[k] = count_calls(NULL, false, whose, sizeof whose) - jpeg[k];
         }
         same = ours[1] == ours[0];
     }
     fprintf(stderr,
             "    %s: calls of allocators in runs of 10 and 15 steps: %" PRId64 " and %" PRId64
-            "; by libjpeg %" PRId64 " and %" PRId64 ", by oneDNN %" PRId64 " and %" PRId64 "\n",
-            what, ours[0], ours[1], jpeg[0], jpeg[1], dnnl[0], dnnl[1]);
+            "; by libjpeg %" PRId64 " and %" PRId64 "\n",
+            what, ours[0], ours[1], jpeg[0], jpeg[1]);
     EXPECT(same, "%s: 5 more steps allocate %" PRId64 " times more", what, ours[1] - ours[0]);
     if (strstr(options, "cache_mb"))
         EXPECT(jpeg[1] == jpeg[0], "%s: %" PRId64 " calls of libjpeg in spite of the cache", what,

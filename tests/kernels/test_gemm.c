@@ -91,6 +91,34 @@ DEVICE_TEST(gemm_flags) {
     }
 }
 
+/* A row has the same bits whatever the rest of the batch, the columns beside it and the number of threads: a
+ * question answers itself alike alone and in a wave. Promised by the CPU alone. */
+TEST(gemm_rows_do_not_depend_on_the_batch) {
+    enum { M = 401, N = 200, K = 4500 };
+    float *A = xcalloc(M * K, 4), *B = xcalloc(N * K, 4), *C = xcalloc(M * N, 4), *D = xcalloc(M * N, 4);
+    for (int64_t i = 0; i < M * K; i++) A[i] = (float)(hash_bytes(&i, sizeof i, 1) % 1000) / 1000 - 0.5f;
+    for (int64_t i = 0; i < N * K; i++) B[i] = (float)(hash_bytes(&i, sizeof i, 2) % 1000) / 1000 - 0.5f;
+    for (int flags = 0; flags < 4; flags++) {
+        const bool ta = flags & 1, tb = flags & 2;
+        const int64_t lda = ta ? M : K, ldb = tb ? K : N;
+        device_cpu(2);
+        ops_cpu.gemm(NULL, F32, F32, C, N, A, lda, B, ldb, NULL, ta, tb, M, N, K, 0);
+        static const int64_t parts[][4] = {{0, 2, 0, 200}, {3, 8, 7, 1}, {191, 4, 0, 64}, {100, 301, 23, 177}};
+        for (int i = 0; i < COUNT_OF(parts); i++) {
+            const int64_t m = parts[i][0], rows = parts[i][1], n = parts[i][2], columns = parts[i][3];
+            device_cpu(i % 2 + 1);
+            ops_cpu.gemm(NULL, F32, F32, D, columns, A + (ta ? m : m * K), lda, B + (tb ? n * K : n), ldb, NULL,
+                         ta, tb, rows, columns, K, 0);
+            int other = 0;
+            for (int64_t r = 0; r < rows; r++)
+                other += memcmp(C + (m + r) * N + n, D + r * columns, (size_t)columns * 4) != 0;
+            EXPECT(!other, "ta %d tb %d, rows from %" PRId64 ", columns from %" PRId64 ": %d rows differ", ta,
+                   tb, m, n, other);
+        }
+    }
+    free(A), free(B), free(C), free(D);
+}
+
 /* Where C is bf16 the sum is rounded once: -258 + 259 is 1, but 259 alone is 260 in bf16. */
 DEVICE_TEST(gemm_bf16_rounds_once) {
     enum { K = 259, PAD = 5 };
