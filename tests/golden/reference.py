@@ -59,6 +59,14 @@ def randomize(model, seed):
                 p.copy_(noise / math.sqrt(fan_in))
 
 
+def adamw(model, lr, decay, **more):
+    """AdamW with decoupled decay on all but biases, norms and scalars."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    is_plain = lambda n, p: n.endswith("bias") or is_norm(n) or p.ndim == 0
+    groups = [{"params": [p for n, p in named if is_plain(n, p) == plain], "weight_decay": 0.0 if plain else decay} for plain in (False, True)]
+    return torch.optim.AdamW(groups, lr=lr, **more)
+
+
 @dataclasses.dataclass
 class Asks:
     """What is asked: images (h, w, 3) u8, and rows (image, (x0, y0, x1, y1), text)."""
@@ -120,8 +128,9 @@ def vilt_save(folder, config, shortest, seed=1):
     return model
 
 
-def vilt_case(folder, model, asks, dtype=torch.float64, temperature=1.0):
-    """Binary cross entropy on soft targets, summed over answers; with a temperature that of distillation, times T^2."""
+def vilt_case(folder, model, asks, dtype=torch.float64, temperature=1.0, target=None):
+    """Binary cross entropy on soft targets (random ones, or those given), summed over answers; with a temperature that of
+    distillation, times T^2."""
     model = model.to(dtype).eval()
     processor = ViltImageProcessorPil.from_pretrained(folder)
     tokenizer = transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
@@ -129,7 +138,9 @@ def vilt_case(folder, model, asks, dtype=torch.float64, temperature=1.0):
     text = tokenizer(asks.texts(), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     pixels = processor(asks.crops(), return_tensors="pt")
     shape = (len(asks.rows), model.config.num_labels)
-    target = exact(torch.rand(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64) ** 3).to(dtype)
+    if target is None:
+        target = torch.rand(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64) ** 3
+    target = exact(target).to(dtype)
 
     def run():
         torch.manual_seed(0)  # the reference draws the order of patches
@@ -194,26 +205,26 @@ def giou(a, b):
     return both / union - (hull - union) / hull
 
 
-def loc_loss(logits, boxes, targets, weight):
+def loc_loss(logits, boxes, targets, weight, how=LOC):
     """Focal + L1 on corners + GIoU after Hungarian matching; targets[i] = (boxes, scores) of ask i."""
     total = 0
     for x, pred, (box, score) in zip(logits, boxes, targets):
-        y, w = torch.zeros_like(x), torch.full_like(x, LOC["negative_weight"])
+        y, w = torch.zeros_like(x), torch.full_like(x, how["negative_weight"])
         if len(box):
             with torch.no_grad():
                 p = x.sigmoid()
-                a, g = LOC["alpha"], LOC["gamma"]
+                a, g = how["alpha"], how["gamma"]
                 klass = -a * (1 - p) ** g * torch.log(p) + (1 - a) * p**g * torch.log(1 - p)
-                cost = LOC["w_class"] * klass + LOC["w_l1"] * (box[:, None] - pred).abs().sum(-1)
-                cost -= LOC["w_giou"] * giou(box_corners(box)[:, None], box_corners(pred))
+                cost = how["w_class"] * klass + how["w_l1"] * (box[:, None] - pred).abs().sum(-1)
+                cost -= how["w_giou"] * giou(box_corners(box)[:, None], box_corners(pred))
                 row, col = scipy.optimize.linear_sum_assignment(cost.numpy())
             y[col], w[col] = score[row], 1.0
             mine, want = box_corners(pred[col]), box_corners(box[row])
-            total = total + weight * LOC["w_l1"] * (mine - want).abs().sum()
-            total = total + weight * LOC["w_giou"] * (1 - giou(mine, want)).sum()
+            total = total + weight * how["w_l1"] * (mine - want).abs().sum()
+            total = total + weight * how["w_giou"] * (1 - giou(mine, want)).sum()
         ce = torch.nn.functional.binary_cross_entropy_with_logits(x, y, reduction="none")
-        a = LOC["alpha"] * y + (1 - LOC["alpha"]) * (1 - y)
-        total = total + weight * LOC["w_class"] * (w * a * (y - x.sigmoid()).abs() ** LOC["gamma"] * ce).sum()
+        a = how["alpha"] * y + (1 - how["alpha"]) * (1 - y)
+        total = total + weight * how["w_class"] * (w * a * (y - x.sigmoid()).abs() ** how["gamma"] * ce).sum()
     return total
 
 
@@ -243,14 +254,15 @@ def clip_tokenizer(folder, pad):
     return transformers.CLIPTokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), pad_token=pad)
 
 
-def owlvit_case(folder, model, asks, dtype=torch.float64):
+def owlvit_case(folder, model, asks, dtype=torch.float64, targets=None, how=LOC):
+    """The loss of loc_loss, on loc_targets or those given."""
     model = model.to(dtype).train(model.is_gradient_checkpointing)  # there is no dropout to tell the two apart
     processor = OwlViTImageProcessorPil.from_pretrained(folder)
     prompts = ["a photo of " + t for t in asks.texts()]
     length = model.config.text_config.max_position_embeddings
     text = clip_tokenizer(folder, "!")(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     pixels = processor(asks.crops(), return_tensors="pt").pixel_values.to(dtype)
-    targets = loc_targets(dtype)[: len(asks.rows)]
+    targets = targets or loc_targets(dtype)[: len(asks.rows)]
 
     def run():
         out = model(input_ids=text.input_ids, attention_mask=text.attention_mask, pixel_values=pixels)
@@ -260,8 +272,8 @@ def owlvit_case(folder, model, asks, dtype=torch.float64):
     tensors["target.count"] = torch.tensor([len(t[0]) for t in targets], dtype=torch.int32)
     tensors["target.box"] = torch.cat([t[0] for t in targets]).float()
     tensors["target.score"] = torch.cat([t[1] for t in targets]).float()
-    loss = lambda out: loc_loss(out["logits"], out["boxes"], targets, 1 / len(asks.rows))
-    return Case(model, tensors, asks.metadata() | {k: str(v) for k, v in LOC.items()}, run, loss)
+    loss = lambda out: loc_loss(out["logits"], out["boxes"], targets, 1 / len(asks.rows), how)
+    return Case(model, tensors, asks.metadata() | {k: str(v) for k, v in how.items()}, run, loss)
 
 
 # ---- CLIP --------------------------------------------------------------------------------------------------

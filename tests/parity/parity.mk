@@ -2,11 +2,13 @@
 # Makefile.
 #
 #   make parity            models of the published sizes with random weights beside transformers; PARITY="vilt-vqa owlvit-b32" chooses
+#   make parity-chain      folders from transformers are trained here, then there, then read again; CHAIN="vilt-small" chooses
 #   make parity-programs   all example programs on photographs, with models of the published sizes (programs.py)
 #   make parity-tokens     the program of tests/parity/compare_tokens.py
 #   make parity-images     the program of tests/parity/compare_images.py
 
 PARITY ?=
+CHAIN  ?=
 
 $(B)/parity: $(call obj,$(LIB) tests/parity/parity.c tests/modules/model_case.c) $(KERNELS)
 	@echo "  LD $@"
@@ -19,9 +21,12 @@ $(B)/parity-%: $(call obj,$(LIB)) $(B)/tests/parity/%.o $(KERNELS)
 parity: $(B)/parity
 	$(PYTHON) tests/parity/parity.py --engine $(B)/parity $(PARITY)
 
+parity-chain: $(B)/parity $(B)/vpdistill
+	$(PYTHON) tests/parity/chain.py --engine $(B)/vpdistill --parity $(B)/parity $(CHAIN)
+
 parity-tokens parity-images: %: $(B)/%
 
 parity-programs: $(B)/vpdistill
 	$(PYTHON) tests/parity/programs.py --engine $(B)/vpdistill
 
-.PHONY: parity parity-programs parity-tokens parity-images
+.PHONY: parity parity-chain parity-programs parity-tokens parity-images

@@ -24,7 +24,7 @@ import sys
 import time
 
 here = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(here.parent / "golden"))
+sys.path[:0] = [str(here.parent / "golden"), str(here.parent.parent / "configs" / "models")]
 sys.dont_write_bytecode = True
 
 OUTPUT_BOUND, GRADIENT_BOUND = 1e-4, 1e-3
@@ -238,13 +238,14 @@ HEAD = [
 ]
 
 
-def write_row(name, row):
-    path = here / "table.md"
+INTRODUCTION = "Written by parity.py. Relative errors of the engine's f32; bounds: outputs 1e-4, loss and gradients 1e-3.\n"
+
+
+def write_table(path, introduction, head, names, name, row):
+    """Puts the row of `name` into the table, in the order of `names`."""
     old = path.read_text().split("\n") if path.exists() else []
-    rows = {line.split("|")[1].strip(): line for line in old if line.startswith("| ") and line not in HEAD}
-    rows[name] = row
-    text = ["Written by parity.py. Relative errors of the engine's f32; bounds: outputs 1e-4, loss and gradients 1e-3.", ""]
-    path.write_text("\n".join(text + HEAD + [rows[n] for n in MODELS if n in rows]) + "\n")
+    rows = {line.split("|")[1].strip(): line for line in old if line.startswith("| ")} | {name: row}
+    path.write_text("\n".join([introduction] + head + [rows[n] for n in names if n in rows]) + "\n")
 
 
 def run(name, args):
@@ -265,7 +266,7 @@ def run(name, args):
     row = f"| {name} | {what} | {precision} | {outputs:.1e} | {loss:.1e} | {grads:.1e} | {count} | {worst} | {'the same' if saved == 0 else saved} |"
     print(row, "" if ok else "  WRONG", f"  reference {made - start:.0f} s, engine {done - made:.0f} s", flush=True)
     if ok:
-        write_row(name, row)
+        write_table(here / "table.md", INTRODUCTION, HEAD, MODELS, name, row)
     if not args.keep:
         shutil.rmtree(work)
     return ok
@@ -279,7 +280,6 @@ def main():
     p.add_argument("--keep", action="store_true", help="leave what was written")
     p.add_argument("--half", help=argparse.SUPPRESS)
     args = p.parse_args()
-    sys.path.insert(0, str(here.parent.parent / "configs" / "models"))
     if args.half:
         return {"reference": reference_half, "saved": saved_half}[args.half](args.models[0], pathlib.Path(args.work))
     unknown = [m for m in args.models if m not in MODELS]
