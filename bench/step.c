@@ -1,11 +1,13 @@
 /* step.c -- `bench step`: training steps of the demo's ViLT, of ViLT-B/32, and the demo's whole distillation
  * step.
  *
- *   vpdistill bench step [demo|b32|distill] [model.vqa=FOLDER] [bench.batch=N] [bench.text=N] [bench.side=N]
+ *   vpdistill bench step [demo|b32|distill] [model.vqa=FOLDER | model.loc=FOLDER] [bench.batch=N] [bench.text=N]
+ *                        [bench.side=N]
  *
  * A step of a model is what `vpdistill train` does in one update, less the JPEG decoder: images from u8
  * pixels to patches, tokens of the questions, forward, loss, backward, clipping, AdamW. Every image and
- * question of the batch is another one (nothing is shared). The distillation step is step_run with
+ * question of the batch is another one (nothing is shared); LOC asks for phrases of random letters and learns
+ * two boxes of each. The distillation step is step_run with
  * configs/demo.yaml on scenes drawn for it, the decoder included; learning lessons again (distill.reuse) is
  * not.
  *
@@ -14,11 +16,12 @@
  * optimizer begins, and modules whose forward is timed; on a card each of these waits for the card, so the
  * parts of a step there add up to more than it takes.
  *
- *   vpdistill bench step requests model.vqa=FOLDER ...
+ *   vpdistill bench step requests model.vqa=FOLDER|model.loc=FOLDER ...
  *
  * takes commands, one a line, from standard input and answers with one JSON object a line, so that a driver
- * (step.py) can hold this process and PyTorch's at once and let them take turns:
+ * (step.py, infer.py) can hold this process and PyTorch's at once and let them take turns:
  *   step K   K steps: {"seconds": [...], "cpu_seconds": all K, "loss": last}
+ *   infer K  K times the outputs alone, without a tape, read back: likewise, "loss" being the first logit
  *   info     {"parameters": n, "threads": n, "peak_rss": bytes, "arena": bytes}
  */
 #include <ctype.h>
@@ -29,8 +32,9 @@
 #include "data/scenes.h"
 #include "engine/step.h"
 #include "modules/answer.h"
+#include "modules/detect.h"
 
-enum { WARM = 2, LEAST_STEPS = 5, MOST_STEPS = 10000, MAX_TEXT = 4096, SCENES = 200 };
+enum { WARM = 2, LEAST_STEPS = 5, MOST_STEPS = 10000, MAX_TEXT = 4096, SCENES = 200, BOXES = 2 };
 
 /* ---- watching ------------------------------------------------------------------------------------- */
 
@@ -205,7 +209,8 @@ typedef struct Model {
     Module *module;
     int B, text, side;
     Ask *ask;
-    int32_t *label;
+    int32_t *label;         /* VQA */
+    float (*box)[BOXES][4]; /* LOC */
     int64_t steps;
     double loss;
     OptimConfig optim;
@@ -228,29 +233,57 @@ static int whole_words(const Tokenizer *t, const char **word, int max) {
     return n;
 }
 
+static bool is_loc(const Model *b) { return !strcmp(b->module->type->step, "LOC"); }
+
+/* In 0..1. */
+static float next_share(uint64_t *state) { return (float)(next_random(state) >> 7) / 16777216.0f; }
+
+/* A question with just as many tokens as asked for. */
+static bool make_question(const Model *b, const char *const *word, int nwords, uint64_t *random, char *text,
+                          size_t size, Error *e) {
+    static int ids[MAX_TEXT];
+    for (int k = 0; k < b->text - 2; k++) { /* the first and last token are special */
+        const char *wd = word[next_random(random) % (uint32_t)nwords];
+        if (strlen(text) + strlen(wd) + 2 < size) strcat(strcat(text, k ? " " : ""), wd);
+    }
+    const int n = token_encode(b->module->tokenizer, text, strlen(text), ids, MAX_TEXT);
+    return n == b->text || fail_as(e, FAIL_MODEL, "%s: a question of %d words has %d tokens, not %d",
+                                   b->module->folder, b->text - 2, n, b->text);
+}
+
+/* A phrase of as many letters: as many tokens where the vocabulary has no longer pieces, and cut where the
+ * model cuts. */
+static void make_phrase(const Model *b, uint64_t *random, char *text) {
+    for (int k = 0; k < b->text; k++) text[k] = (char)('a' + next_random(random) % 26);
+    text[b->text] = 0;
+}
+
 static bool make_batch(Model *b, Error *e) {
     enum { WORDS = 8192 };
     static const char *word[WORDS];
-    const Tokenizer *t = b->module->tokenizer;
-    int nwords = whole_words(t, word, WORDS), ids[MAX_TEXT];
-    if (nwords < 2) return fail_as(e, FAIL_MODEL, "%s: the vocabulary has no plain words", b->module->folder);
+    static char text[MAX_TEXT * 16];
+    const int nwords = is_loc(b) ? 0 : whole_words(b->module->tokenizer, word, WORDS);
+    if (!is_loc(b) && nwords < 2)
+        return fail_as(e, FAIL_MODEL, "%s: the vocabulary has no plain words", b->module->folder);
     uint64_t random = 7;
     b->ask = xcalloc((size_t)b->B, sizeof *b->ask);
     b->label = xcalloc((size_t)b->B, sizeof *b->label);
+    b->box = xcalloc((size_t)b->B, sizeof *b->box);
     for (int i = 0; i < b->B; i++) {
         uint8_t *rgb = xcalloc((size_t)b->side * (size_t)b->side, 3);
         for (int64_t k = 0; k < (int64_t)b->side * b->side * 3; k++) rgb[k] = (uint8_t)next_random(&random);
-        char text[MAX_TEXT * 16] = "";
-        for (int k = 0; k < b->text - 2; k++) { /* the first and last token are special */
-            const char *wd = word[next_random(&random) % (uint32_t)nwords];
-            if (strlen(text) + strlen(wd) + 2 < sizeof text) strcat(strcat(text, k ? " " : ""), wd);
+        b->ask[i] = (Ask){{rgb, b->side, b->side}, (uint64_t)i + 1, {0, 0, b->side, b->side}, NULL};
+        text[0] = 0;
+        if (is_loc(b)) {
+            make_phrase(b, &random, text);
+            for (int k = 0; k < BOXES; k++)
+                for (int j = 0; j < 4; j++) /* somewhere in the middle, none flat */
+                    b->box[i][k][j] = 0.25f + 0.5f * next_share(&random);
+        } else {
+            if (!make_question(b, word, nwords, &random, text, sizeof text, e)) return false;
+            b->label[i] = (int32_t)(next_random(&random) % (uint32_t)b->module->nlabels);
         }
-        b->ask[i] = (Ask){{rgb, b->side, b->side}, (uint64_t)i + 1, {0, 0, b->side, b->side}, xstrdup(text)};
-        b->label[i] = (int32_t)(next_random(&random) % (uint32_t)b->module->nlabels);
-        int n = token_encode(t, text, strlen(text), ids, MAX_TEXT);
-        if (n != b->text)
-            return fail_as(e, FAIL_MODEL, "%s: a question of %d words has %d tokens, not %d",
-                           b->module->folder, b->text - 2, n, b->text);
+        b->ask[i].query = xstrdup(text);
     }
     return true;
 }
@@ -263,9 +296,10 @@ static bool model_open(Model *b, const Config *cfg, const char *folder, int batc
                  .side = cfg->bench.side ? cfg->bench.side : side};
     if (!run_open(&b->run, &b->cfg, e)) return false;
     b->optim = run_optim(&b->cfg, 1e-4, 1000000);
-    if (!(b->module = module_open(folder, b->run.dev, run_type(cfg), MODULE_TRAINED, false, 1, e))) return false;
-    if (strcmp(b->module->type->step, "VQA"))
-        return fail_as(e, FAIL_MODEL, "%s answers %s steps; only VQA is timed", folder,
+    if (!(b->module = module_open(folder, b->run.dev, run_type(cfg), MODULE_TRAINED, false, 1, e)))
+        return false;
+    if (strcmp(b->module->type->step, "VQA") && !is_loc(b))
+        return fail_as(e, FAIL_MODEL, "%s answers %s steps; only VQA and LOC are timed", folder,
                        b->module->type->step);
     return make_batch(b, e);
 }
@@ -277,30 +311,56 @@ static void model_close(Model *b) {
     }
     free(b->ask);
     free(b->label);
+    free(b->box);
     module_close(b->module);
     if (b->run.dev) run_close(&b->run);
 }
 
-static bool model_step(Model *b, Error *e) {
-    Run *r = &b->run;
-    Ctx *c = &r->ctx;
-    run_begin(r, b->steps, true);
+/* Forward of the whole batch. */
+static void model_forward(Model *b, bool training, Outputs *out) {
+    run_begin(&b->run, b->steps, training);
     module_begin(b->module);
-    Outputs out;
-    module_forward(b->module, c, b->ask, b->B, &out);
+    module_forward(b->module, &b->run.ctx, b->ask, b->B, out);
+}
+
+static double vqa_step_loss(Model *b, const Outputs *out) {
+    Ctx *c = &b->run.ctx;
     int64_t V = b->module->nlabels;
-    float *weight = arena_alloc(&r->host, (size_t)b->B * sizeof *weight);
+    float *weight = arena_alloc(c->host, (size_t)b->B * sizeof *weight);
     for (int i = 0; i < b->B; i++) weight[i] = 1.0f / (float)b->B;
-    if (module_multi_label(b->module)) {
-        float *target = arena_zalloc(&r->host, (size_t)(b->B * V) * sizeof *target);
-        for (int i = 0; i < b->B; i++) target[i * V + b->label[i]] = 1;
-        b->loss = loss_value(c, op_bce_loss(c, out.logits, target, weight, 1));
-    } else {
-        b->loss = loss_value(c, op_ce_loss(c, out.logits, b->label, weight, 0));
-    }
-    tape_backward(c);
+    if (!module_multi_label(b->module)) return loss_value(c, op_ce_loss(c, out->logits, b->label, weight, 0));
+    float *target = arena_zalloc(c->host, (size_t)(b->B * V) * sizeof *target);
+    for (int i = 0; i < b->B; i++) target[i * V + b->label[i]] = 1;
+    return loss_value(c, op_bce_loss(c, out->logits, target, weight, 1));
+}
+
+static double loc_step_loss(Model *b, const Outputs *out) {
+    Ctx *c = &b->run.ctx;
+    LocTarget *target = arena_alloc(c->host, (size_t)b->B * sizeof *target);
+    for (int i = 0; i < b->B; i++)
+        target[i] = (LocTarget){.nboxes = BOXES,
+                                .box = (const float(*)[4])b->box[i],
+                                .negative_weight = 1,
+                                .weight = 1.0f / (float)b->B};
+    return loc_loss(c, out, target, &loc_loss_default, NULL);
+}
+
+static bool model_step(Model *b, Error *e) {
+    Outputs out;
     double norm;
+    model_forward(b, true, &out);
+    b->loss = is_loc(b) ? loc_step_loss(b, &out) : vqa_step_loss(b, &out);
+    tape_backward(&b->run.ctx);
     return optim_step(&b->module->params, &b->optim, b->steps++, &norm, e);
+}
+
+static bool model_infer(Model *b, Error *e) {
+    (void)e;
+    Outputs out;
+    model_forward(b, false, &out);
+    b->loss = (double)to_host(&b->run.ctx, out.logits)[0];
+    if (out.boxes) to_host(&b->run.ctx, out.boxes);
+    return true;
 }
 
 static bool step_of_model(void *arg, bool watched, double part[PARTS], Error *e) {
@@ -483,12 +543,12 @@ static double cpu_s(void) {
            1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
 }
 
-static bool do_steps(Model *b, int n, Error *e) {
+static bool repeat(Model *b, bool (*one)(Model *b, Error *e), int n, Error *e) {
     const double cpu = cpu_s();
     printf("{\"seconds\": [");
     for (int i = 0; i < n; i++) {
         const double from = now_s();
-        if (!model_step(b, e)) return false;
+        if (!one(b, e)) return false;
         printf("%s%.6f", i ? ", " : "", now_s() - from);
     }
     printf("], \"cpu_seconds\": %.4f, \"loss\": %.6f}\n", cpu_s() - cpu, b->loss);
@@ -500,16 +560,20 @@ static bool serve(Model *b, Error *e) {
     while (fgets(line, sizeof line, stdin)) {
         int n;
         if (sscanf(line, "step %d", &n) == 1 && n >= 1 && n <= MOST_STEPS) {
-            if (!do_steps(b, n, e)) return false;
+            if (!repeat(b, model_step, n, e)) return false;
+        } else if (sscanf(line, "infer %d", &n) == 1 && n >= 1 && n <= MOST_STEPS) {
+            if (!repeat(b, model_infer, n, e)) return false;
         } else if (!strncmp(line, "info", 4)) {
             printf(
                 "{\"parameters\": %" PRId64 ", \"threads\": %d, \"peak_rss\": %" PRId64 ", \"arena\": %zu}\n",
                 params_count(&b->module->params), b->run.dev->nthreads, bench_peak_rss(), b->run.step.peak);
         } else {
             line[strcspn(line, "\n")] = 0;
-            return fail_as(e, FAIL_USAGE,
-                           "unknown command \"%s\"; known are \"step 1\" .. \"step %d\" and \"info\"", line,
-                           MOST_STEPS);
+            return fail_as(
+                e, FAIL_USAGE,
+                "unknown command \"%s\"; known are \"step 1\" .. \"step %d\", \"infer\" likewise, and "
+                "\"info\"",
+                line, MOST_STEPS);
         }
         fflush(stdout);
     }
@@ -518,11 +582,23 @@ static bool serve(Model *b, Error *e) {
 
 /* ---- the benchmark -------------------------------------------------------------------------------- */
 
+/* The model that the configuration names, to be stepped at the given sizes where it names none. */
+static const char *named_model(const Config *cfg, int *batch, int *text, int *side) {
+    const bool loc = *cfg->model.loc != 0;
+    *batch = loc ? 4 : 64;
+    *text = loc ? 16 : 10;
+    *side = loc ? 768 : 48;
+    return loc ? cfg->model.loc : cfg->model.vqa;
+}
+
 static bool requests(const Config *cfg, Error *e) {
     static Model b;
-    if (!*cfg->model.vqa)
-        return fail_as(e, FAIL_CONFIG, "bench step requests: model.vqa is empty, name a model folder");
-    const bool ok = model_open(&b, cfg, cfg->model.vqa, 64, 10, 48, e) && serve(&b, e);
+    int batch, text, side;
+    const char *folder = named_model(cfg, &batch, &text, &side);
+    if (!*folder)
+        return fail_as(e, FAIL_CONFIG,
+                       "bench step requests: model.vqa and model.loc are empty, name a model folder");
+    const bool ok = model_open(&b, cfg, folder, batch, text, side, e) && serve(&b, e);
     model_close(&b);
     return ok;
 }
@@ -557,8 +633,10 @@ static bool run(const Config *cfg, char *const *word, int nwords, Error *e) {
            peak.gflops, card ? "a large product, f32" : "multiply-adds", "step", "runs", "med_ms", "p99_ms",
            "", "GFLOP/s", "%peak", "RSS MB");
     bool ok = true;
-    if (*cfg->model.vqa && !*cfg->data.dir) {
-        ok = model_row(cfg, "model.vqa", cfg->model.vqa, 64, 10, 48, &r, e);
+    int batch, text, side;
+    const char *folder = named_model(cfg, &batch, &text, &side);
+    if (*folder && !*cfg->data.dir) {
+        ok = model_row(cfg, *cfg->model.loc ? "model.loc" : "model.vqa", folder, batch, text, side, &r, e);
     } else {
         if (wanted(word, nwords, "demo"))
             ok = model_row(cfg, "demo's ViLT", "configs/models/tiny-vilt", 64, 10, 48, &r, e);

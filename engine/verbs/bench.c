@@ -50,7 +50,7 @@ const Verb verb_bench = {
             "f32\", \"OWL-ViT-L\"\n"
             "step     training steps of the demo's ViLT and of ViLT-B/32, and the demo's distillation step "
             "with its parts; filters:\n"
-            "         demo, b32, distill. With model.vqa=FOLDER steps of that model\n"
+            "         demo, b32, distill. With model.vqa=FOLDER or model.loc=FOLDER steps of that model\n"
             "loader   JPEG files to patches, 1 .. run.threads threads; the training's own loader, and how "
             "long it lets one wait\n"
             "comm     all-reduce, all-gather and broadcast over the ranks of mpirun, srun or torchrun, 1 KB "

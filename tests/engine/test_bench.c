@@ -203,6 +203,17 @@ TEST(bench_step_and_its_parts) {
                number(parts, "programs") > 0,
            "parts");
     json_decref(d);
+    command(&c, NULL,
+            "bench step model.loc=configs/models/demo-loc bench.batch=2 bench.side=96 bench.ms=1 run.threads=1 "
+            "bench.json=%s",
+            path);
+    EXPECT(c.status == 0, "status %d: %s", c.status, c.text);
+    d = read_document(path, "step");
+    row = json_array_get(json_object_get(d, "rows"), 0), parts = json_object_get(row, "parts_ms");
+    check_rows(d, texts, numbers);
+    EXPECT(number(parts, "forward") > 0 && number(parts, "backward") > 0 && number(parts, "optimizer") > 0,
+           "parts of LOC");
+    json_decref(d);
 }
 
 TEST(bench_loader_tables) {
@@ -287,7 +298,7 @@ TEST(bench_usage) {
         {FAIL_CONFIG, "bench kernels bench.ms=-1", "not within"},
         {FAIL_USAGE, "bench comm run.launcher=none", "mpirun -n 2"},
         {FAIL_USAGE, "bench step b33", "there are demo, b32, distill"},
-        {FAIL_CONFIG, "bench step requests", "model.vqa is empty"},
+        {FAIL_CONFIG, "bench step requests", "model.vqa and model.loc are empty"},
         {FAIL_MODEL, "bench step model.vqa=no/such/folder", "no/such/folder"},
         {FAIL_USAGE, "bench loader fast", "takes no filter"},
         {FAIL_USAGE, "bench peak fast", "takes no filter"},
