@@ -50,6 +50,18 @@ json_t *bench_cuda_card(Device *d);
 /* Whether every word is in `text`, in capital or small letters. */
 bool bench_chosen(char *const *word, int nwords, const char *text);
 
+/* ---- on request ----------------------------------------------------------------------------------- */
+
+/* What a driver may ask for. The value tells it that the right thing was computed: a loss, a sum. */
+typedef struct Request {
+    const char *name;
+    bool (*once)(void *arg, double *value, Error *e);
+} Request;
+/* Serves commands from standard input until it ends, answers on standard output (requests.c):
+ *   NAME K   K times: {"seconds": [...], "cpu_seconds": of all K, "value": the last}
+ *   info     what info(arg) gives, and "peak_rss" in bytes */
+bool bench_serve(const Request *request, int nrequests, void *arg, json_t *(*info)(void *arg), Error *e);
+
 /* ---- the report ----------------------------------------------------------------------------------- */
 
 /* One document: {"schema": "vpdistill-bench/1", "benchmark", "command", "commit", "machine": {..}, ...,

@@ -2,10 +2,15 @@
 #
 #   make bench         per-operation table and the loader
 #   make ablation      what each part of the distillation is worth, on the demo's validation part (half an hour; after make demo)
-#   make bench-step    a training step beside PyTorch: PYTHON=... with the packages of bench/requirements.txt
+#
+# Beside others, in turns: PYTHON=... with the packages of bench/requirements.txt. STEP="--size b32 --rounds 5" and the like choose.
+#   make bench-step    a training step beside PyTorch, eager and compiled
+#   make bench-infer   outputs of one image beside ONNX Runtime and PyTorch (INFER)
+#   make bench-adamw   the optimizer beside PyTorch's (ADAMW)
+#   make bench-jpeg    JPEG files to tensors beside Pillow and transformers' processor (JPEG)
+#   make bench-start   from start to first answer beside transformers (START)
 
 PYTHON ?= python3
-STEP   ?=
 
 # The commit that a report names: looked up at each make, written when it has changed.
 .PHONY: commit
@@ -20,10 +25,15 @@ bench: $(B)/vpdistill
 	$(B)/vpdistill bench kernels
 	$(B)/vpdistill bench loader
 
-bench-step: $(B)/vpdistill
-	$(PYTHON) bench/step.py --bench $(B)/vpdistill $(STEP)
+bench-step:  OPTIONS = $(STEP)
+bench-infer: OPTIONS = $(INFER)
+bench-adamw: OPTIONS = $(ADAMW)
+bench-jpeg:  OPTIONS = $(JPEG)
+bench-start: OPTIONS = $(START)
+bench-step bench-infer bench-adamw bench-jpeg bench-start: bench-%: $(B)/vpdistill
+	$(PYTHON) bench/$*.py --bench $< $(OPTIONS)
 
 ablation: $(B)/vpdistill
 	VP=$(B)/vpdistill bench/ablation.sh
 
-.PHONY: bench bench-step ablation
+.PHONY: bench bench-step bench-infer bench-adamw bench-jpeg bench-start ablation

@@ -10,7 +10,16 @@
  * ahead of a consumer that turns every batch into patches with all its threads and does nothing else. Wait:
  * the share of its time that it waits for a batch. Real photographs differ: give a real set before believing
  * the last digit.
+ *
+ *   vpdistill bench loader requests data.dir=FOLDER [bench.side=384]
+ *
+ * works on request (bench_serve), for jpeg.py, on one thread and the .jpg files right in FOLDER:
+ *   whole K    K times all files, whole, to normalised squares; the last one's first value
+ *   square K   the same, and the mean square of all values
+ *   info       files
  */
+#include <dirent.h>
+#include <errno.h>
 #include <omp.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -242,12 +251,100 @@ static bool loader_table(const File *file, const Config *cfg, int threads, int s
     return ok;
 }
 
+/* ---- on request ----------------------------------------------------------------------------------- */
+
+typedef struct Whole {
+    File *file;
+    int64_t n, cap;
+    int side;
+    Arena pixels;
+    float *patches;
+} Whole;
+
+static bool is_jpeg(const struct dirent *d) {
+    const char *dot = strrchr(d->d_name, '.');
+    return dot && !strcmp(dot, ".jpg");
+}
+
+static bool read_files(Whole *w, const char *dir, Error *e) {
+    struct dirent **entry;
+    const int n = scandir(dir, &entry, NULL, alphasort);
+    bool ok = n >= 0 || fail_as(e, FAIL_DATA, "%s: %s", dir, strerror(errno));
+    for (int i = 0; i < n; i++) {
+        char path[1024], *data = NULL;
+        size_t size;
+        if (ok && is_jpeg(entry[i])) {
+            ok = path_join(path, sizeof path, dir, entry[i]->d_name, e) &&
+                 file_read(path, &data, &size, (size_t)256 << 20, e);
+            GROW(w->file, w->cap, w->n + 1);
+            if (ok) w->file[w->n++] = (File){.data = (unsigned char *)data, .size = size};
+        }
+        free(entry[i]);
+    }
+    if (n >= 0) free(entry);
+    return ok && (w->n || fail_as(e, FAIL_DATA, "%s: there is no .jpg file in it", dir));
+}
+
+/* All files to squares; squares (NULL is fine): the sum of all values' squares. */
+static bool whole(Whole *w, double *squares, Error *e) {
+    const PatchSpec spec = spec_of(w->side);
+    const int to[1][2] = {{w->side, w->side}};
+    for (int64_t i = 0; i < w->n; i++) {
+        ImageView im;
+        arena_reset(&w->pixels, 0);
+        if (!jpeg_decode(&w->pixels, w->file[i].data, w->file[i].size, w->side, &im, NULL, NULL, e))
+            return false;
+        const Rect all = {0, 0, im.w, im.h};
+        cpu_image_patches(NULL, F32, w->patches, &im, &all, to, &spec, 1);
+        for (int64_t k = 0; squares && k < (int64_t)w->side * w->side * 3; k++)
+            *squares += (double)w->patches[k] * (double)w->patches[k];
+    }
+    return true;
+}
+
+static bool whole_once(void *arg, double *value, Error *e) {
+    Whole *w = arg;
+    if (!whole(w, NULL, e)) return false;
+    *value = (double)w->patches[0];
+    return true;
+}
+
+static bool square_once(void *arg, double *value, Error *e) {
+    Whole *w = arg;
+    double squares = 0;
+    if (!whole(w, &squares, e)) return false;
+    *value = squares / ((double)w->n * (double)w->side * (double)w->side * 3);
+    return true;
+}
+
+static json_t *info_of_whole(void *arg) { return json_pack("{s:I}", "files", (json_int_t)((Whole *)arg)->n); }
+
+static bool requests(const Config *cfg, int side, Error *e) {
+    static Whole w;
+    static const Request request[] = {{"whole", whole_once}, {"square", square_once}};
+    if (!*cfg->data.dir) return fail_as(e, FAIL_CONFIG, "bench loader requests: data.dir is empty");
+    w = (Whole){.side = side};
+    device_cpu(1);
+    arena_open(&w.pixels, "pixels", NULL, (size_t)1 << 30);
+    w.patches = xcalloc((size_t)side * (size_t)side * 3, sizeof *w.patches);
+    const bool ok =
+        read_files(&w, cfg->data.dir, e) && bench_serve(request, COUNT_OF(request), &w, info_of_whole, e);
+    for (int64_t i = 0; i < w.n; i++) free(w.file[i].data);
+    free(w.file);
+    free(w.patches);
+    arena_close(&w.pixels);
+    return ok;
+}
+
+/* ---- the benchmark -------------------------------------------------------------------------------- */
+
 static bool run(const Config *cfg, char *const *word, int nwords, Error *e) {
     static File file[FILES];
     Report r;
+    const int side = MAX(1, (cfg->bench.side ? cfg->bench.side : DEFAULT_SIDE) / PATCH) * PATCH;
+    if (nwords == 1 && !strcmp(word[0], "requests")) return requests(cfg, side, e);
     if (nwords) return fail_as(e, FAIL_USAGE, "bench loader takes no filter, \"%s\" was given", word[0]);
     Device *cpu = device_cpu(cfg->run.threads);
-    const int side = MAX(1, (cfg->bench.side ? cfg->bench.side : DEFAULT_SIDE) / PATCH) * PATCH;
     const double budget = (cfg->bench.ms > 0 ? cfg->bench.ms : 2000) * 1e-3;
     report_begin(&r, "loader", cfg, cpu);
     bool ok = make_files(file, e) && worker_table(file, cpu->nthreads, side, budget, &r, e) &&

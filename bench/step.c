@@ -18,14 +18,13 @@
  *
  *   vpdistill bench step requests model.vqa=FOLDER|model.loc=FOLDER ...
  *
- * takes commands, one a line, from standard input and answers with one JSON object a line, so that a driver
- * (step.py, infer.py) can hold this process and PyTorch's at once and let them take turns:
- *   step K   K steps: {"seconds": [...], "cpu_seconds": all K, "loss": last}
- *   infer K  K times the outputs alone, without a tape, read back: likewise, "loss" being the first logit
- *   info     {"parameters": n, "threads": n, "peak_rss": bytes, "arena": bytes}
+ * works on request (bench_serve), for step.py, infer.py and adamw.py:
+ *   step K    K steps; the loss
+ *   infer K   K times the outputs alone, without a tape, read back; the first logit
+ *   adamw K   K times the optimizer's operation alone, over all parameters; the first parameter
+ *   info      parameters, threads, bytes of the step's arena
  */
 #include <ctype.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "bench/kernels.h"
@@ -354,15 +353,6 @@ static bool model_step(Model *b, Error *e) {
     return optim_step(&b->module->params, &b->optim, b->steps++, &norm, e);
 }
 
-static bool model_infer(Model *b, Error *e) {
-    (void)e;
-    Outputs out;
-    model_forward(b, false, &out);
-    b->loss = (double)to_host(&b->run.ctx, out.logits)[0];
-    if (out.boxes) to_host(&b->run.ctx, out.boxes);
-    return true;
-}
-
 static bool step_of_model(void *arg, bool watched, double part[PARTS], Error *e) {
     Model *b = arg;
     if (!watched) return model_step(b, e);
@@ -536,48 +526,50 @@ static bool distill_row(const Config *given, Report *r, Error *e) {
 
 /* ---- on request ----------------------------------------------------------------------------------- */
 
-static double cpu_s(void) {
-    struct rusage u;
-    getrusage(RUSAGE_SELF, &u);
-    return (double)u.ru_utime.tv_sec + (double)u.ru_stime.tv_sec +
-           1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
-}
-
-static bool repeat(Model *b, bool (*one)(Model *b, Error *e), int n, Error *e) {
-    const double cpu = cpu_s();
-    printf("{\"seconds\": [");
-    for (int i = 0; i < n; i++) {
-        const double from = now_s();
-        if (!one(b, e)) return false;
-        printf("%s%.6f", i ? ", " : "", now_s() - from);
-    }
-    printf("], \"cpu_seconds\": %.4f, \"loss\": %.6f}\n", cpu_s() - cpu, b->loss);
+static bool step_once(void *arg, double *value, Error *e) {
+    Model *b = arg;
+    if (!model_step(b, e)) return false;
+    *value = b->loss;
     return true;
 }
 
-static bool serve(Model *b, Error *e) {
-    char line[256];
-    while (fgets(line, sizeof line, stdin)) {
-        int n;
-        if (sscanf(line, "step %d", &n) == 1 && n >= 1 && n <= MOST_STEPS) {
-            if (!repeat(b, model_step, n, e)) return false;
-        } else if (sscanf(line, "infer %d", &n) == 1 && n >= 1 && n <= MOST_STEPS) {
-            if (!repeat(b, model_infer, n, e)) return false;
-        } else if (!strncmp(line, "info", 4)) {
-            printf(
-                "{\"parameters\": %" PRId64 ", \"threads\": %d, \"peak_rss\": %" PRId64 ", \"arena\": %zu}\n",
-                params_count(&b->module->params), b->run.dev->nthreads, bench_peak_rss(), b->run.step.peak);
-        } else {
-            line[strcspn(line, "\n")] = 0;
-            return fail_as(
-                e, FAIL_USAGE,
-                "unknown command \"%s\"; known are \"step 1\" .. \"step %d\", \"infer\" likewise, and "
-                "\"info\"",
-                line, MOST_STEPS);
-        }
-        fflush(stdout);
-    }
+static bool infer_once(void *arg, double *value, Error *e) {
+    (void)e;
+    Model *b = arg;
+    Outputs out;
+    model_forward(b, false, &out);
+    *value = (double)to_host(&b->run.ctx, out.logits)[0];
+    if (out.boxes) to_host(&b->run.ctx, out.boxes);
     return true;
+}
+
+/* Gradients that were never written may be one page of zeros, which is quick to read. */
+static void write_gradients(ParamSet *ps) {
+    static float some[1 << 16];
+    uint64_t random = 3;
+    for (int i = 0; i < COUNT_OF(some); i++) some[i] = next_share(&random) - 0.5f;
+    for (int64_t at = 0; at < ps->total; at += COUNT_OF(some))
+        ps->dev->upload(ps->dev, ps->grad + at, some,
+                        (size_t)MIN(ps->total - at, COUNT_OF(some)) * sizeof *some);
+}
+
+static bool adamw_once(void *arg, double *value, Error *e) {
+    (void)e;
+    ParamSet *ps = &((Model *)arg)->module->params;
+    const AdamSegment all = {0, ps->total, 1e-4f, 0.01f};
+    float first;
+    if (!ps->step) write_gradients(ps);
+    ps->dev->ops->adamw(ps->dev->main, ps->value, ps->m, ps->v, ps->value16, ps->grad, &all, 1, 0.9f, 0.98f,
+                        1e-8f, 1, ++ps->step);
+    ps->dev->download(ps->dev, &first, ps->value, sizeof first);
+    *value = (double)first;
+    return true;
+}
+
+static json_t *info_of_model(void *arg) {
+    Model *b = arg;
+    return json_pack("{s:I, s:i, s:I}", "parameters", (json_int_t)params_count(&b->module->params), "threads",
+                     b->run.dev->nthreads, "arena", (json_int_t)b->run.step.peak);
 }
 
 /* ---- the benchmark -------------------------------------------------------------------------------- */
@@ -598,7 +590,9 @@ static bool requests(const Config *cfg, Error *e) {
     if (!*folder)
         return fail_as(e, FAIL_CONFIG,
                        "bench step requests: model.vqa and model.loc are empty, name a model folder");
-    const bool ok = model_open(&b, cfg, folder, batch, text, side, e) && serve(&b, e);
+    static const Request request[] = {{"step", step_once}, {"infer", infer_once}, {"adamw", adamw_once}};
+    const bool ok = model_open(&b, cfg, folder, batch, text, side, e) &&
+                    bench_serve(request, COUNT_OF(request), &b, info_of_model, e);
     model_close(&b);
     return ok;
 }

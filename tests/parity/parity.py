@@ -179,7 +179,7 @@ def reference_half(name, work):
     loss.backward()
     out = {k: v.detach().clone().contiguous() for k, v in outputs.items()} | {"loss": loss.detach().reshape(1)}
     out |= {"grad." + n: p.grad.contiguous() for n, p in case.model.named_parameters() if p.grad is not None}
-    save_file(out, work / "reference.safetensors", metadata={"class": type(model).__name__})
+    save_file(out, work / "reference.safetensors", metadata={"class": type(model).__name__, "attention": model.config._attn_implementation})
 
 
 def saved_half(name, work):
@@ -190,8 +190,9 @@ def saved_half(name, work):
 
     dtype = {"f64": torch.float64, "f32": torch.float32}[MODELS[name][1]]
     with safe_open(work / "reference.safetensors", "pt") as want:
-        kind = getattr(transformers, want.metadata()["class"])
-        model, told = kind.from_pretrained(work / "saved", output_loading_info=True, attn_implementation="eager")
+        how = want.metadata()
+        model, told = getattr(transformers, how["class"]).from_pretrained(
+            work / "saved", output_loading_info=True, attn_implementation=how["attention"])  # fmt: skip
         wrong = {k: list(v) for k, v in told.items() if v}
         assert not wrong, f"{name}: transformers says of the saved folder: {wrong}"
         folder = work / "again"
