@@ -545,6 +545,14 @@ void st_close(SafeTensors *st) {
     *st = (SafeTensors){0};
 }
 
+void st_forget(const SafeTensors *st, const StTensor *t) {
+    if (!st->mapped && !st->nshards) return; /* the caller's memory: it would be emptied */
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t from = ((uintptr_t)t->data + page - 1) / page * page,
+                    to = ((uintptr_t)t->data + t->bytes) / page * page;
+    if (from < to) madvise((void *)from, to - from, MADV_DONTNEED); /* refused: they stay, no harm */
+}
+
 const StTensor *st_find(const SafeTensors *st, const char *name) {
     if (!st->ntensors) return NULL;
     StTensor key = {.name = name};

@@ -67,6 +67,8 @@ const char *st_metadata(const SafeTensors *st, const char *key);
 /* Takes a tensor out of the list, or gives it another name (which no other has; borrowed): in memory only. */
 void st_remove(SafeTensors *st, const char *name);
 void st_rename(SafeTensors *st, const char *name, const char *to);
+/* Its bytes will not be read again soon: their pages stop counting as this process's memory. They come back when read. */
+void st_forget(const SafeTensors *st, const StTensor *t);
 int64_t st_numel(const StTensor *t);
 const char *st_dtype_name(StDType t);
 size_t st_dtype_bits(StDType t);

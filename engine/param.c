@@ -270,15 +270,23 @@ bool params_load(ParamSet *ps, const SafeTensors *st, const char *path, Error *e
         return fail_as(e, FAIL_MODEL, "%s does not fit the model's config.json, %d tensors are wrong%s", path,
                        wrong, list);
     params_changed(ps);
-    for (int i = 0; i < ps->n; i++) {
+    float *buf = NULL;
+    int64_t cap = 0;
+    bool ok = true;
+    for (int i = 0; ok && i < ps->n; i++) {
         Param *p = ps->param[i];
-        float *buf = xcalloc((size_t)p->n, sizeof *buf);
-        bool ok = st_to_f32(buf, st_find(st, p->name), e);
-        if (ok) ps->dev->upload(ps->dev, p->t.data, buf, (size_t)p->n * sizeof(float));
-        free(buf);
-        if (!ok) return fail_in(e, "%s", path);
+        const StTensor *t = st_find(st, p->name);
+        const void *values = t->data;
+        if (t->dtype != ST_F32) {
+            GROW(buf, cap, p->n);
+            ok = st_to_f32(buf, t, e) || fail_in(e, "%s", path);
+            values = buf;
+        }
+        if (ok) ps->dev->upload(ps->dev, p->t.data, values, (size_t)p->n * sizeof(float));
+        st_forget(st, t); /* else the file counts beside what was made of it */
     }
-    return true;
+    free(buf);
+    return ok;
 }
 
 /* Rows 1.. of (1 + g*g, C) positions, resampled bilinearly (corners aligned) to another square grid; row 0 is copied. */

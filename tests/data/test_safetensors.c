@@ -352,3 +352,40 @@ TEST(safetensors_index) {
         st_close(&st);
     }
 }
+
+/* Pages of the process that are in memory now; -1 where /proc is not there. */
+static long resident_pages(void) {
+    long all, resident = -1;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (f && fscanf(f, "%ld %ld", &all, &resident) != 2) resident = -1;
+    if (f) fclose(f);
+    return resident;
+}
+
+TEST(safetensors_forget) {
+    enum { N = 1 << 22 };
+    float *x = xcalloc(N, sizeof *x);
+    for (int i = 0; i < N; i++) x[i] = (float)i;
+    const StTensor t[] = {{.name = "x", .dtype = ST_F32, .ndim = 1, .shape = {N}, .data = x, .bytes = N * sizeof *x}};
+    Error e = {0};
+    SafeTensors st;
+    const char *path = scratch("large.st");
+    EXPECT(st_write(path, t, 1, NULL, 0, &e) && st_open(&st, path, &e), "%s", e.text);
+    const StTensor *got = st_find(&st, "x");
+    EXPECT(!memcmp(got->data, x, N * sizeof *x), "other values");
+    const long before = resident_pages();
+    st_forget(&st, got);
+    const long freed = (before - resident_pages()) * sysconf(_SC_PAGESIZE);
+    EXPECT(before < 0 || freed > (long)(N * sizeof *x / 2), "%ld bytes freed of %zu", freed, N * sizeof *x);
+    EXPECT(!memcmp(got->data, x, N * sizeof *x), "other values after forgetting");
+    st_close(&st);
+    char *data; /* the caller's memory is not touched */
+    size_t size;
+    EXPECT(file_read(path, &data, &size, (size_t)1 << 30, &e) && st_open_memory(&st, data, size, path, &e), "%s", e.text);
+    got = st_find(&st, "x");
+    st_forget(&st, got);
+    EXPECT(!memcmp(got->data, x, N * sizeof *x), "other values in the caller's memory");
+    st_close(&st);
+    free(data);
+    free(x);
+}

@@ -64,7 +64,7 @@ MODELS = {
     "vilt-small": ("ViLT, width 96", "f64", "vqa", (3, 4), vilt_small),
     "owlvit-small": ("OWL-ViT, width 96", "f64", "loc", (3, 2), owlvit_small),
     "vilt-b32": ("ViLT-B/32, 3129 answers", "f64", "vqa", (2, 4), published("vilt-vqa")),
-    "owlvit-b32": ("OWL-ViT-B/32", "f64", "loc", (2, 2), published("owlvit-b32")),
+    "owlvit-b32": ("OWL-ViT-B/32", "f32", "loc", (2, 2), published("owlvit-b32")),
 }
 
 # ---- the batch -------------------------------------------------------------------------------------------------
