@@ -192,7 +192,9 @@ double train_forward(Run *r, Module *m, const TrainSet *t, const Batch *b, int p
     if (!k) return 0;
     module_begin(m);
     Outputs out;
+    m->loss_only = c->tape && m->type->answer_loss; /* ranking its answers would cost half as much again as the update */
     module_forward(m, c, ask, k, &out);
+    m->loss_only = false;
     float *weight = arena_alloc(&r->host, (size_t)k * sizeof *weight);
     for (int i = 0; i < k; i++) weight[i] = 1 / (float)total;
 
@@ -203,11 +205,11 @@ double train_forward(Run *r, Module *m, const TrainSet *t, const Batch *b, int p
         return loc_loss(c, &out, target, &lc, parts);
     }
     int64_t V = m->nlabels;
-    const float *logits = to_host(c, out.logits);
+    const float *logits = out.logits ? to_host(c, out.logits) : NULL;
     int32_t *label = arena_alloc(&r->host, (size_t)k * sizeof *label);
     for (int i = 0; i < k; i++) {
         label[i] = item[i]->label;
-        *right += argmax(logits + i * V, V) == label[i];
+        if (logits) *right += argmax(logits + i * V, V) == label[i];
         if (item[i]->step) weight[i] *= item[i]->step->weight;
     }
     if (!m->type->answer_loss && !module_multi_label(m))
@@ -352,12 +354,12 @@ static void log_line(Log *g, const Config *cfg, const Module *m, int64_t done, d
     g->right = (int64_t)all[5];
     char right[96] = "";
     double n = (double)g->steps;
-    if (m->nlabels)
-        snprintf(right, sizeof right, "  right %.1f%%",
-                 g->seen ? 100.0 * (double)g->right / (double)g->seen : 0);
-    else
+    if (!strcmp(m->type->step, "LOC"))
         snprintf(right, sizeof right, " (class %.3f, L1 %.3f, GIoU %.3f)", g->parts[0] / n, g->parts[1] / n,
                  g->parts[2] / n);
+    else if (!m->type->answer_loss)
+        snprintf(right, sizeof right, "  right %.1f%%",
+                 g->seen ? 100.0 * (double)g->right / (double)g->seen : 0);
     info("step %" PRId64 "/%d  loss %.4f%s  |g| %.2f  lr %.2e  %.0f/s  wait %.0f%%", done, cfg->train.steps,
          g->loss / n, right, norm, (double)lr, (double)g->seen / s, 100 * (wait - g->wait) / s);
     *g = (Log){.since = now_s(), .wait = wait};

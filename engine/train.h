@@ -31,7 +31,7 @@ void trainset_close(TrainSet *t);
  * about as many pictures as the module takes). Returns how many; memory from host. */
 int train_asks(const TrainSet *t, const Batch *b, int per_image, uint64_t seed, Arena *host, const TrainItem ***items, Ask **asks);
 /* One forward of the module on chosen items of a batch, and its loss (whose weights are 1/total). Returns the loss;
- * *right counts correct answers (VQA) of *n; parts (may be NULL) receives LOC's class, L1 and GIoU terms. */
+ * *right counts correct answers (VQA) of *n, 0 in training where answers would have to be ranked for it; parts (may be NULL) receives LOC's class, L1 and GIoU terms. */
 double train_forward(Run *r, Module *m, const TrainSet *t, const Batch *b, int per_image, uint64_t seed, int total, int *right, int *n, double parts[3]);
 
 /* The whole training as the configuration says: resumes, logs, saves checkpoints and at the end the model to OUT/model.

@@ -626,7 +626,7 @@ static void blip_forward(Module *m, Ctx *c, const Ask *ask, int64_t n, Outputs *
     q->states = encode(o, c, tokens, img, ids, len, n, q->L);
     m->text_rows += n;
     out->own = q;
-    if (m->nlabels) out->logits = rank(o, c, q);
+    if (m->nlabels && !m->loss_only) out->logits = rank(o, c, q);
 }
 
 static void blip_begin(Module *m) { tower_begin(&((Blip *)m)->images); }

@@ -70,6 +70,7 @@ struct Module {
     const char **label;         /* VQA: the answers */
     int nlabels;
     int images;                 /* pictures that a question is about: 1, or 2 (NLVR2) */
+    bool loss_only;             /* what is forwarded now is for answer_loss alone: who ranks leaves the logits NULL */
     /* Counted since module_open; tests assert on them. */
     int64_t asks, image_rows, text_rows, forwards;
 };

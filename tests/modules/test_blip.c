@@ -57,6 +57,22 @@ TEST(blip_writes) {
 
 DEVICE_TEST(blip_gradients) { golden_check_gradients(FOLDER, 1e-4); }
 
+/* Where nobody looks at the ranks the loss is the same to the last bit, in fewer passes of the decoder. */
+TEST(blip_loss_alone) {
+    ModelCase g;
+    if (!golden_open(&g, FOLDER)) return;
+    double loss[2];
+    for (int alone = 0; alone < 2; alone++) {
+        g.m->loss_only = alone;
+        case_begin(&g, true);
+        case_forward(&g);
+        EXPECT((g.out.logits == NULL) == (alone == 1), "logits of forward %d", alone);
+        loss[alone] = case_loss(&g);
+    }
+    EXPECT(loss[0] == loss[1], "%.9g with ranks, %.9g without", loss[0], loss[1]);
+    case_close(&g);
+}
+
 DEVICE_TEST(blip_ten_updates) { golden_check_updates(FOLDER, 1e-3); }
 
 /* ---- folders -------------------------------------------------------------------------------------- */
