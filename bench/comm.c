@@ -148,7 +148,7 @@ static bool run(const Config *cfg, char *const *word, int nwords, Error *e) {
     if (!run_open(&run, cfg, e)) return false;
     report_begin(&report, "comm", cfg, run.dev);
     const int64_t most = (int64_t)(cfg->bench.mb ? cfg->bench.mb : OPTION_MB) << 20;
-    const char *over = c->device ? c->device->name : c->host->name;
+    const char *over = comm_over(c);
     report_set(&report, "transport", json_string(over));
     report_set(&report, "ranks_on_this_host", json_integer(c->local_size));
     Messages m = {.comm = c,

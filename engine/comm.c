@@ -78,9 +78,14 @@ bool comm_open(const Config *cfg, Error *e) {
     pthread_sigmask(SIG_SETMASK, &all, &old);
     if (pthread_create(&c->thread, NULL, carry, c)) die(FAIL_MEMORY, "the thread of the collectives could not be started");
     pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (c->host == &transport_tcp && cfg->run.comm == COMM_AUTO) c->segment = segment_open(c);
     log_rank(c->rank);
-    info("%d ranks, started by %s, over %s", c->size, l.by, c->host->name);
+    info("%d ranks, started by %s, over %s", c->size, l.by, comm_over(c));
     return true;
+}
+
+const char *comm_over(const Comm *c) {
+    return c->device ? c->device->name : c->segment ? "shared memory" : c->host->name;
 }
 
 bool comm_use_device(Comm *c, Device *dev, const Config *cfg, Error *e) {
@@ -120,6 +125,7 @@ void comm_close(void) {
     pthread_join(c->thread, NULL);
     if (c->device && c->device->close) c->device->close(c);
     link_close(c->link); /* before the transport: MPI_Finalize may wait for others without end */
+    segment_close(c->segment);
     if (c->host->close) c->host->close(c);
     free(c->device_state);
     free(c->pieces);
@@ -176,7 +182,9 @@ static void sum_by_exchange(Comm *c, float *x, int64_t n) {
 }
 
 static void sum_now(Comm *c, const Sum *s) {
-    if (c->host->sum && !c->reproducible)
+    if (c->segment)
+        segment_sum(c->segment, s->x, s->n);
+    else if (c->host->sum && !c->reproducible)
         c->host->sum(c, s->x, s->n);
     else
         sum_by_exchange(c, s->x, s->n);

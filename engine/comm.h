@@ -1,8 +1,9 @@
 /* comm.h -- collectives over the ranks of a run.
  *
  * One process is one rank. What carries the bytes is a Transport: comm_tcp.c (always there), comm_mpi.c (MPI=1), comm_nccl.c
- * (CUDA=1). A collective that cannot be finished does not return: the job ends on all ranks (link.h). Every rank
- * must make the same collectives in the same order; `what` names one for people, and for the check that they do.
+ * (CUDA=1). Beside comm_tcp.c, ranks that share a host sum gradients in shared memory: comm_shm.c. A
+ * collective that cannot be finished does not return: the job ends on all ranks (link.h). Every rank must make
+ * the same collectives in the same order; `what` names one for people, and for the check that they do.
  * With one rank all of this returns at once. Next: reduce.h, the gradients' way; comm_tcp.c, the simplest transport.
  */
 #pragma once
@@ -36,6 +37,13 @@ typedef struct Transport {
 } Transport;
 extern const Transport transport_tcp, transport_mpi, transport_nccl;
 
+/* Memory that all ranks see, for sums in the order of comm_tree. NULL, on all ranks: not all are on one host,
+ * or one of them may not share it. */
+typedef struct Segment Segment;
+Segment *segment_open(Comm *c);
+void segment_sum(Segment *g, float *x, int64_t n);
+void segment_close(Segment *g);
+
 typedef struct Sum { const char *what; float *x; int64_t n; } Sum;
 
 struct Comm {
@@ -45,6 +53,7 @@ struct Comm {
     Link *link;                             /* NULL: one rank */
     const Transport *host, *device;         /* device NULL: gradients are in host memory */
     void *host_state, *device_state;        /* the transports' own */
+    Segment *segment;                       /* for sums in host memory, instead of `host`; may be NULL */
     Device *dev;                            /* of `device` */
     bool afloat;                            /* sums are queued there that comm_finish has not waited for */
     uint64_t token;
@@ -73,6 +82,9 @@ bool comm_attach(Comm *c, const Transport *t, Device *dev, Error *e);
 void comm_close(void);
 /* This rank fails with a sentence: the others end too. True: it was printed, by rank 0. */
 bool comm_fail(Status s, const char *text);
+
+/* What carries sums of gradients, for people. */
+const char *comm_over(const Comm *c);
 
 /* This rank is in update `step`: what others say of it when it dies. */
 void comm_step(Comm *c, int64_t step);

@@ -20,7 +20,7 @@
     INT(card, 0, 0, 15, "number of the graphics card")                                                       \
     INT(device_mb, 0, 0, 10000000, "graphics card: most memory for one update's activations, megabytes; 0: all there is") \
     CHOICE(launcher, "auto", "auto|none|mpirun|srun|env", "who started the ranks; auto: whose variables are there") \
-    CHOICE(comm, "auto", "auto|tcp|mpi|nccl", "what carries gradients between ranks")                        \
+    CHOICE(comm, "auto", "auto|tcp|mpi|nccl", "what carries gradients between ranks; auto: memory on one host") \
     FLOAT(comm_timeout_s, 10, 1, 86400, "a rank that is dead or silent ends all others within this time")    \
     FLOAT(bucket_mb, 4, 0.001, 4096, "gradients are summed over ranks in pieces of about this size")         \
     BOOL(shard_optimizer, false, "each rank keeps its share of AdamW's moments (ZeRO-1)")                    \

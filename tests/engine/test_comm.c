@@ -2,6 +2,7 @@
  * else; whole runs are in test_ranks.c. */
 #include "tests/engine/ranks.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -151,14 +152,84 @@ void all_collectives(Comm *c) {
     comm_barrier(c, "the end");
 }
 
+/* What carries sums between ranks of one host: their own choice, and the other. */
+static const char *const ways[] = {NULL, "run.comm=tcp"};
+
 TEST(comm_collectives) {
     char text[4000];
-    for (int n = 1; n <= 5; n++) {
-        Ranks r;
-        ranks_start(&r, n, NULL, all_collectives);
-        ranks_wait(&r, text, sizeof text);
-        for (int k = 0; k < n; k++) EXPECT(r.status[k] == 0, "%d ranks: rank %d ends with %d: %s", n, k, r.status[k], text);
+    for (int w = 0; w < COUNT_OF(ways); w++)
+        for (int n = 1; n <= 5; n++) {
+            Ranks r;
+            ranks_start(&r, n, ways[w], all_collectives);
+            ranks_wait(&r, text, sizeof text);
+            for (int k = 0; k < n; k++)
+                EXPECT(r.status[k] == 0, "%s, %d ranks: rank %d ends with %d: %s",
+                       ways[w] ? ways[w] : "auto", n, k, r.status[k], text);
+        }
+}
+
+/* Values whose sum tells the order of additions, other ones in each sum. */
+static float noise(int sum, int64_t k, int rank) {
+    uint32_t x = (uint32_t)k * 2654435761u + (uint32_t)(rank * 16 + sum) * 40503u;
+    x = (x ^ x >> 15) * 2246822519u;
+    return (float)(int32_t)(x ^ x >> 13) * 1e-5f;
+}
+
+/* Sums of whole chunks of shared memory (65,536 values), of one value more or less, longer than all slots;
+ * the ranks begin at different times. The tree's bits each time. */
+static void sums_to_the_bit(Comm *c) {
+    static const int64_t sizes[] = {1, 65535, 65536, 65537, 3, 131072, 600001, 2, 524288, 524289, 1000};
+    enum { MANY = COUNT_OF(sizes), LONGEST = 600001 };
+    static float g[MANY][LONGEST], piece[MOST][LONGEST];
+    float *branch[MOST];
+    MUST(!strcmp(comm_over(c), "shared memory"), "over %s", comm_over(c));
+    for (int i = 0; i < MANY; i++)
+        for (int64_t k = 0; k < sizes[i]; k++) g[i][k] = noise(i, k, c->rank);
+    for (int i = 0; i < MANY; i++) {
+        usleep((useconds_t)(hash_bytes(&(int[]){c->rank, i}, 2 * sizeof(int), 7) % 3000));
+        comm_sum_begin(c, "sum", g[i], sizes[i]);
+        if (i % 4 == 3) comm_finish(c);
     }
+    comm_finish(c);
+    for (int i = 0; i < MANY; i++) {
+        for (int r = 0; r < c->size; r++) {
+            branch[r] = piece[r];
+            for (int64_t k = 0; k < sizes[i]; k++) piece[r][k] = noise(i, k, r);
+        }
+        comm_tree(branch, c->size, sizes[i]);
+        MUST(!memcmp(g[i], piece[0], (size_t)sizes[i] * 4), "sum %d of %" PRId64 " values: other bits", i,
+             sizes[i]);
+    }
+}
+
+TEST(comm_shared_memory_bits) {
+    char text[4000];
+    for (int n = 2; n <= 5; n++) {
+        Ranks r;
+        ranks_start(&r, n, NULL, sums_to_the_bit);
+        ranks_wait(&r, text, sizeof text);
+        for (int k = 0; k < n; k++)
+            EXPECT(r.status[k] == 0, "%d ranks: rank %d ends with %d: %s", n, k, r.status[k], text);
+    }
+}
+
+/* One of the ranks cannot open what rank 0 has made: none uses it. */
+static void memory_of_another(Comm *c) {
+    float x = 1;
+    Peer *root = (Peer *)link_peer(c->link, 0);
+    if (c->rank == 1) root->pid = (int32_t)getpid();
+    MUST(!segment_open(c), "rank %d shares memory", c->rank);
+    comm_sum_begin(c, "sum", &x, 1);
+    comm_finish(c);
+    MUST(x == (float)c->size && !strcmp(comm_over(c), "tcp"), "%g over %s", (double)x, comm_over(c));
+}
+
+TEST(comm_shared_memory_refused) {
+    char text[4000];
+    Ranks r;
+    ranks_start(&r, 3, "run.comm=tcp", memory_of_another);
+    ranks_wait(&r, text, sizeof text);
+    for (int k = 0; k < 3; k++) EXPECT(r.status[k] == 0, "rank %d ends with %d: %s", k, r.status[k], text);
 }
 
 TEST(comm_tree_order) {
@@ -180,9 +251,10 @@ static void wrong_collective(Comm *c) {
 
 TEST(comm_names_a_mismatch) {
     char text[4000];
-    for (int n = 2; n <= 3; n++) {
+    for (int i = 0; i < 4; i++) {
+        const int n = 2 + i / 2;
         Ranks r;
-        ranks_start(&r, n, NULL, wrong_collective);
+        ranks_start(&r, n, ways[i % 2], wrong_collective);
         ranks_wait(&r, text, sizeof text);
         for (int k = 0; k < n; k++) EXPECT(r.status[k] == FAIL_PEER, "rank %d ends with %d: %s", k, r.status[k], text);
         EXPECT(times(text, "all ranks end") == 1 && strstr(text, "step 12") && strstr(text, "sum of apples") && strstr(text, "sum of pears"), "%s", text);
@@ -200,9 +272,10 @@ static void fail_alone(Comm *c) {
 
 TEST(comm_failure_of_one) {
     char text[4000];
-    for (int n = 2; n <= 3; n++) {
+    for (int i = 0; i < 4; i++) {
+        const int n = 2 + i / 2;
         Ranks r;
-        ranks_start(&r, n, NULL, fail_alone);
+        ranks_start(&r, n, ways[i % 2], fail_alone);
         ranks_wait(&r, text, sizeof text);
         for (int k = 0; k < n; k++) EXPECT(r.status[k] == (k == n - 1 ? FAIL_NUMERIC : FAIL_PEER), "rank %d ends with %d: %s", k, r.status[k], text);
         EXPECT(times(text, "the loss is not a number") == 1, "%s", text);
@@ -221,6 +294,66 @@ TEST(comm_failure_of_rank_0) {
     ranks_wait(&r, text, sizeof text);
     EXPECT(r.status[0] == FAIL_DISK && r.status[1] == FAIL_PEER && r.status[2] == FAIL_PEER, "%d %d %d: %s", r.status[0], r.status[1], r.status[2], text);
     EXPECT(times(text, "no space") == 1, "%s", text);
+}
+
+/* ---- what is left --------------------------------------------------------------------------------- */
+
+static void sum_for_ever(Comm *c) {
+    static float x[300000];
+    for (int64_t step = 0;; step++) {
+        comm_step(c, step);
+        comm_sum_begin(c, "sum", x, COUNT_OF(x));
+        comm_finish(c);
+    }
+}
+
+/* Processes that have the file `name` in their memory. */
+static int mapping(const char *name) {
+    int n = 0;
+    char *line = NULL;
+    size_t size = 0;
+    DIR *d = opendir("/proc");
+    for (struct dirent *f; d && (f = readdir(d));) {
+        char path[300];
+        bool has = false;
+        snprintf(path, sizeof path, "/proc/%s/maps", f->d_name);
+        FILE *maps = f->d_name[0] >= '1' && f->d_name[0] <= '9' ? fopen(path, "r") : NULL;
+        while (maps && !has && getline(&line, &size, maps) > 0) has = strstr(line, name) != NULL;
+        if (maps) fclose(maps);
+        n += has;
+    }
+    if (d) closedir(d);
+    free(line);
+    return n;
+}
+
+/* However ranks end, the memory that they have shared goes with the last of them. */
+TEST(comm_shared_memory_is_gone) {
+    static const int how[] = {SIGKILL, SIGSTOP, SIGTERM};
+    char text[4000];
+    for (int i = 0; i < 2 * COUNT_OF(how); i++) {
+        const int victim = i % 3, sig = how[i / 2];
+        Ranks r;
+        char name[64];
+        ranks_start(&r, 3, "run.comm_timeout_s=2", sum_for_ever);
+        snprintf(name, sizeof name, "/memfd:vpdistill.%d ", (int)r.pid[0]);
+        const double until = now_s() + 20;
+        int sharing;
+        while ((sharing = mapping(name)) < 3 && now_s() < until) usleep(2000);
+        EXPECT(sharing == 3, "%d ranks of 3 share memory", sharing);
+        usleep(20000);
+        kill(r.pid[victim], sig);
+        ranks_wait(&r, text, sizeof text);
+        for (int k = 0; k < 3; k++)
+            EXPECT(r.status[k] == (k != victim ? FAIL_PEER : sig == SIGSTOP ? -SIGKILL : -sig),
+                   "signal %d to rank %d: rank %d ends with %d: %s", sig, victim, k, r.status[k], text);
+        EXPECT(times(text, "all ranks end") == 1 && strstr(text, "in the collective \"sum\""), "%s", text);
+        EXPECT(!mapping(name), "signal %d to rank %d: somebody still has the memory", sig, victim);
+    }
+    DIR *d = opendir("/dev/shm");
+    for (struct dirent *f; d && (f = readdir(d));)
+        EXPECT(!strstr(f->d_name, "vpdistill"), "/dev/shm/%s is left", f->d_name);
+    if (d) closedir(d);
 }
 
 /* A stranger at the meeting point delays nobody, a process of another run is sent away. */

@@ -2,8 +2,9 @@
  * with status 7, one of them says who it was and where, nothing is left behind, and the run goes on with
  * another number of ranks.
  *
- * `make ranks-soak` does so VPDISTILL_SOAK times with each signal, `make test` twice. The seed is fixed, the
- * steps depend on the machine's speed.
+ * `make ranks-soak` does so VPDISTILL_SOAK times with each signal, `make test` twice: to ranks that sum in
+ * shared memory and to ranks that do so over sockets. The seed is fixed, the steps depend on the machine's
+ * speed.
  */
 #include "tests/engine/ranks.h"
 
@@ -32,7 +33,7 @@ static bool has_begun(const char *out, const Child *c) {
 }
 
 /* The others' ends and words. Returns the seconds that it took. */
-static double check_end(Child *c, int n, int victim, int sig, double at) {
+static double check_end(Child *c, int n, int victim, int sig, const char *over, double at) {
     char its[64];
     int told = 0;
     snprintf(its, sizeof its, "vpdistill: rank %d (", victim);
@@ -41,6 +42,7 @@ static double check_end(Child *c, int n, int victim, int sig, double at) {
         const char *said = strstr(c[k].text, its), *text = c[k].text;
         EXPECT(status == (k == victim ? -SIGKILL : FAIL_PEER), "rank %d ends with %d: %s", k, status, text);
         told += times(text, "all ranks end");
+        if (!k) EXPECT(strstr(text, over), "not %s: %s", over, text);
         if (!strstr(text, "all ranks end")) continue;
         char host[64] = "", who[160];
         gethostname(host, sizeof host - 1);
@@ -73,15 +75,18 @@ static double lose_one(int sig, int turn, uint64_t *seed) {
     char out[300], path[600];
     int port;
     int64_t step = 0, after = 0;
+    const bool sockets = (turn + turn / 4) % 2; /* each with every victim */
     const int n = sizes[draw(seed, 2)], victim = turn % n, more = n == 2 ? 4 : 1 + draw(seed, 2);
     snprintf(out, sizeof out, "%s/lost", test_dir());
     remove_tree(out);
-    runs_start(c, n, &port, train_line(out, 1000000, "run.log_every=1000000"));
+    snprintf(path, sizeof path, "run.log_every=1000000 run.comm=%s", sockets ? "tcp" : "auto");
+    runs_start(c, n, &port, train_line(out, 1000000, path));
     const bool begun = has_begun(out, &c[0]);
     EXPECT(begun, "no checkpoint");
     usleep((useconds_t)draw(seed, 1000000));
     kill(c[victim].pid, sig);
-    const double took = check_end(c, n, victim, sig, now_s());
+    const double took =
+        check_end(c, n, victim, sig, sockets ? "over tcp" : "over shared memory", now_s());
     if (!begun || !ckpt_latest(out, path, sizeof path, &step)) return took;
     run_ranks(more, train_line(out, (int)step + 2, "run.log_every=1000000"));
     EXPECT(ckpt_latest(out, path, sizeof path, &after) && after == step + 2, "%d ranks went on to step %d",

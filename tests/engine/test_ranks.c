@@ -123,6 +123,7 @@ void bits_of_train(void) {
                        "run.reproducible=true train.module=vqa train.accumulate=2 train.augment=0.5");
     check_reproducible("train", 4, train_line,
                        "run.reproducible=true run.shard_optimizer=true train.module=loc");
+    check_reproducible("train", 4, train_line, "run.reproducible=true run.comm=tcp train.module=vqa");
     /* A rank's AdamW rounds its own share to bf16; the others' come with the gathered weights. */
     check_reproducible("train", 3, train_line,
                        "run.reproducible=true run.shard_optimizer=true run.precision=bf16 train.module=vqa");
@@ -140,6 +141,21 @@ TEST(ranks_bits_of_train) {
 
 TEST(ranks_bits_of_distill) {
     if (vpdistill()) bits_of_distill();
+}
+
+/* Ranks of one host sum in shared memory; over sockets the bits are the same, run.reproducible or not. */
+TEST(ranks_bits_of_shared_memory) {
+    char out[3][300], more[100];
+    if (!vpdistill()) return;
+    for (int n = 2; n <= 4; n++) {
+        outs(out, "comm");
+        for (int i = 0; i < 2; i++) {
+            snprintf(more, sizeof more, "train.accumulate=2 train.module=vqa run.comm=%s",
+                     i ? "tcp" : "auto");
+            run_ranks(n, train_line(out[i], 4, more));
+        }
+        EXPECT(moments_difference(out[0], out[1], 4, "vqa") == 0, "%d ranks: other bits over sockets", n);
+    }
 }
 
 static bool same_bytes(const char *a, const char *b, const char *file) {
