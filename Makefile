@@ -33,12 +33,13 @@ endif
 
 ENGINE := $(filter-out $(if $(filter 1,$(MPI)),,engine/comm_mpi.c) $(if $(filter 1,$(CUDA)),,engine/comm_nccl.c),$(wildcard kernels/cpu/*.c engine/*.c data/*.c modules/*.c)) $(if $(filter 1,$(CUDA)),$(wildcard kernels/cuda/*.c),kernels/nocuda.c)
 VERBS  := $(wildcard engine/verbs/*.c)
-TESTS  := $(filter-out $(if $(filter 1,$(MPI)),,tests/engine/test_mpi.c),$(wildcard tests/*.c tests/kernels/*.c tests/emu/*.c tests/engine/*.c tests/data/*.c tests/modules/*.c))
+TESTS  := $(filter-out $(if $(filter 1,$(MPI)),,tests/engine/test_mpi.c),$(wildcard tests/*.c tests/kernels/*.c tests/emu/*.c tests/engine/*.c tests/data/*.c tests/modules/*.c)) tests/cudnn/numbers.c
 EMU    := $(wildcard kernels/cuda/*.cu tests/emu/*.cu tests/emu/faults/*.cu tests/emu/*.cpp)   # CUDA kernels, compiled for the host
 BENCH  := $(wildcard bench/*.c bench/kernels/*.c)
 MAIN   := engine/main.c
 LIB    := $(filter-out $(MAIN),$(ENGINE))
-NCCL_T  := $(wildcard tests/nccl/*.c) engine/comm_nccl.c # against the stand-in headers there
+# Against the stand-in headers there.
+STANDIN_T := $(wildcard tests/nccl/*.c) engine/comm_nccl.c tests/cudnn/test_cudnn.c kernels/cuda/cudnn.c kernels/cuda/attention_cudnn.c kernels/cuda/conv.c
 obj     = $(foreach f,$(1),$(if $(filter $(f),$(SEES_MPI)),$(B),$(PLAIN))/$(f:.c=.o))
 NVCC    := $(CUDA_HOME)/bin/nvcc
 KERNELS :=  # objects of the .cu files
@@ -58,7 +59,7 @@ $(B)/vpdistill: $(call obj,$(LIB) $(BENCH) $(VERBS) $(MAIN)) $(KERNELS)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
-$(B)/test: $(call obj,$(LIB) $(BENCH) $(TESTS)) $(call emu_obj,$(EMU)) $(patsubst %.c,$(PLAIN)/standin/%.o,$(NCCL_T)) $(KERNELS) $(if $(KERNELS),$(PLAIN)/tests/emu/twins.cu.o)
+$(B)/test: $(call obj,$(LIB) $(BENCH) $(TESTS)) $(call emu_obj,$(EMU)) $(patsubst %.c,$(PLAIN)/standin/%.o,$(STANDIN_T)) $(KERNELS) $(if $(KERNELS),$(PLAIN)/tests/emu/twins.cu.o) | $(PLAIN)/standin/libcudnn.so $(PLAIN)/standin/libcuda.so
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 
@@ -78,11 +79,20 @@ $(PLAIN)/%.cu.o: %.cu
 	@echo "  NVCC $<"
 	@$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MMD -MP -c $< -o $@
 
-# comm_nccl.c over tests/nccl/standin.c, under a name of its own.
+# comm_nccl.c over tests/nccl/standin.c, cuDNN's users over tests/cudnn/standin.c, under names of their own.
 $(PLAIN)/standin/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  CC $< (stand-in)"
-	@$(CC) -Itests/nccl $(CPPFLAGS) $(CFLAGS) -Dtransport_nccl=transport_nccl_standin -MMD -MP -c $< -o $@
+	@$(CC) -Itests/nccl -Itests/cudnn $(CPPFLAGS) $(CFLAGS) -Dtransport_nccl=transport_nccl_standin -MMD -MP -c $< -o $@
+
+# Libraries that tests open: cuDNN in host memory; a driver of no card, for the real cuDNN (tests/cudnn/driver.c).
+$(PLAIN)/standin/lib%.so:
+	@mkdir -p $(@D)
+	@echo "  LD $@"
+	@$(CC) -Itests/nccl -Itests/cudnn $(CPPFLAGS) $(CFLAGS) -fPIC -shared $(filter %.c,$^) -lm -o $@
+$(PLAIN)/standin/libcudnn.so: tests/cudnn/standin.c tests/cudnn/cudnn_graph.h tests/cudnn/numbers.h
+$(PLAIN)/standin/libcuda.so: tests/cudnn/driver.c
+$(PLAIN)/standin/libcuda.so: CFLAGS += -Wl,-soname,libcuda.so.1
 
 # The same kernel sources that nvcc compiles, as plain C++ for the emulated card (tests/emu/emu.h).
 $(PLAIN)/emu/%.o: %.cu

@@ -17,6 +17,7 @@
     INT(log_every, 50, 1, 1000000, "steps between two lines of metrics")                                     \
     CHOICE(device, "cpu", "auto|cpu|cuda", "where networks compute; auto: on a graphics card when there is one") \
     CHOICE(precision, "f32", "f32|bf16", "what networks compute in; weights, optimizer and losses are f32 in either case") \
+    CHOICE(attention, "own", "own|cudnn", "graphics card, bf16: whose kernels compute attention; cuDNN's library is opened only for cudnn") \
     INT(card, 0, 0, 15, "number of the graphics card")                                                       \
     INT(device_mb, 0, 0, 10000000, "graphics card: most memory for one update's activations, megabytes; 0: all there is") \
     CHOICE(launcher, "auto", "auto|none|mpirun|srun|env", "who started the ranks; auto: whose variables are there") \
@@ -166,6 +167,7 @@ enum { COMM_AUTO, COMM_TCP, COMM_MPI, COMM_NCCL };
 enum { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
 enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA };
 enum { PRECISION_F32, PRECISION_BF16 };
+enum { ATTENTION_OWN, ATTENTION_CUDNN };
 enum { STEER_STUDENT, STEER_TEACHER };
 enum { VERIFY_EXISTS, VERIFY_WORDS };
 

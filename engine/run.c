@@ -19,9 +19,16 @@ static Device *open_device(const Config *cfg, Error *e) {
     return cuda ? cuda : cpu;
 }
 
+static bool choose_attention(Device *d, const Config *cfg, Error *e) {
+    if (cfg->run.attention == ATTENTION_OWN) return true;
+    if (cfg->run.precision != PRECISION_BF16)
+        return fail_as(e, FAIL_CONFIG, "run.attention=cudnn wants run.precision=bf16: cuDNN's fused attention has no f32");
+    return device_use_cudnn(d, e);
+}
+
 bool run_open(Run *r, const Config *cfg, Error *e) {
     *r = (Run){.cfg = cfg, .comm = comm_world(), .dev = open_device(cfg, e)};
-    if (!r->dev || !comm_use_device(r->comm, r->dev, cfg, e)) return false;
+    if (!r->dev || !choose_attention(r->dev, cfg, e) || !comm_use_device(r->comm, r->dev, cfg, e)) return false;
     size_t available, device_bytes;
     r->dev->memory(r->dev, &available, &device_bytes);
     if (cfg->run.device_mb && !r->dev->reserves) device_bytes = MIN(device_bytes, (size_t)cfg->run.device_mb << 20);

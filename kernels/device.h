@@ -40,5 +40,7 @@ Device *device_cpu(int nthreads);
 /* Graphics card number `index`, opened once and valid until exit. NULL when there is none, or this binary was built without
  * CUDA: e says so. */
 Device *device_cuda(int index, Error *e);
+/* Lets cuDNN, opened now, compute attention on this card, where it can. False: the device is no card, or cuDNN cannot be used. */
+bool device_use_cudnn(Device *d, Error *e);
 /* How many cards there are; 0 without CUDA or a driver, then e says why. */
 int device_cuda_count(Error *e);

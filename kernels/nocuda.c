@@ -12,3 +12,7 @@ Device *device_cuda(int index, Error *e) {
     device_cuda_count(e);
     return NULL;
 }
+
+bool device_use_cudnn(Device *d, Error *e) {
+    return fail_as(e, FAIL_CONFIG, "cuDNN computes on graphics cards, this run on the %s (run.device=cuda, or run.attention=own)", d->name);
+}

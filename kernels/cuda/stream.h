@@ -36,6 +36,10 @@ struct Stream {
     Staging staging;
 };
 
+/* The queue and the card of a stream, for files that the tests run on streams of another kind (tests/cudnn). */
+#define STREAM_QUEUE(s) ((s)->cuda)
+#define STREAM_CARD(s)  ((s)->card)
+
 /* Device memory of the stream, undefined contents, 256-byte aligned. It grows and stays: valid until the next call on the same
  * stream, for work queued on that stream (whatever was queued before still finds its own). */
 void *cuda_scratch(Stream *s, size_t bytes);

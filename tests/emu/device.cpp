@@ -130,6 +130,11 @@ extern "C" void emu_stream_sync(Stream *s) {
     if (s) run_until(s, s->queued);
 }
 
+extern "C" void emu_call(Stream *s, void (*fn)(void *), const void *arg, size_t bytes) {
+    std::vector<char> kept((const char *)arg, (const char *)arg + bytes);
+    enqueue(s, [kept = std::move(kept), fn]() mutable { fn(kept.data()); });
+}
+
 /* Memory of the exact size, so that AddressSanitizer sees its ends; the last one dies when the stream gets here. */
 extern "C" void *emu_scratch(Stream *s, size_t bytes) {
     if (!s) s = &at_once;

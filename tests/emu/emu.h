@@ -71,6 +71,8 @@ bool emu_sees_accesses(void);
 struct Stream *emu_stream(const char *name);
 void emu_stream_after(struct Stream *s, struct Stream *earlier);
 void emu_stream_sync(struct Stream *s);
+/* fn(arg), of which `bytes` are copied, runs when the stream gets there and may touch the card's memory: a library's kernel. */
+void emu_call(struct Stream *s, void (*fn)(void *), const void *arg, size_t bytes);
 
 /* ---- what cuda.cuh's host functions are, too -------------------------------------------------------- */
 

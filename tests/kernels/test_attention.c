@@ -1,4 +1,5 @@
 /* test_attention.c -- attention with all masks, forward and backward. */
+#include "kernels/cuda/attention_cudnn.h"
 #include "tests/kernels/kernels.h"
 
 #include <math.h>
@@ -39,7 +40,8 @@ KIND(masked, "attention_masked", true, false, {"mask", MASK, "Bk"})
 KIND(causal, "attention_causal", false, true, {0})
 KIND(both, "attention_masked_causal", true, true, {"mask", MASK, "Bk"})
 
-static const Kernel *const kinds[] = {&plain, &masked, &causal, &both};
+const Kernel *const attention_kinds[4] = {&plain, &masked, &causal, &both}; /* tests/cudnn, too */
+#define kinds attention_kinds
 
 DEVICE_TEST(attention_golden) {
     static const int64_t sizes[][5] = {
@@ -136,3 +138,62 @@ DEVICE_TEST(attention_edges) {
     RUN(op->attention_fwd(S, F32, IO(out), 1, IO(lse), IN(q), 1, IN(k), IN(v), 1, NULL, false, 1, 1, 1, 1, 3, 1));
     EXPECT(isnan(out[0]), "a NaN is hidden: %g", (double)out[0]);
 }
+
+/* ---- with cuDNN (kernels/cuda/attention_cudnn.c) ---------------------------------------------------- */
+
+/* Its packing of the visible keys, and the way back: by the emulated card's kernels, or the card's own. */
+static void check_packing(void) {
+    enum { B = 3, T = 70, C = 24, LD = 2 * C };
+    static uint16_t k[B * T * LD], v[B * T * LD], pk[B * T * C], pv[B * T * C], dk[B * T * LD], was[B * T * LD];
+    static uint8_t mask[B * T], blind[B];
+    static int32_t order[B * T], length[B];
+    static float x[B * T * LD];
+#ifdef WITH_CUDA
+#define ON_DEVICE(what) (strcmp(dev->name, "emu") ? cuda_##what : emu_##what)
+#else
+#define ON_DEVICE(what) emu_##what
+#endif
+    fill_random(x, COUNT_OF(x), 1, -2, 2);
+    for (int i = 0; i < COUNT_OF(k); i++) k[i] = bf16_round(x[i]), v[i] = bf16_round(-x[i]), dk[i] = was[i] = bf16_round(x[i] / 2);
+    for (int i = 0; i < B * T; i++) mask[i] = i / T != 1 && (i * 7 % 5 < 3 || i / T == 2);
+    int32_t *o = IO(order);
+    uint16_t *a = IO(pk), *b = IO(pv), *d = IO(dk);
+    RUN(ON_DEVICE(attention_order)(S, o, IO(length), IO(blind), IN(mask), B, T); ON_DEVICE(attention_pack)(S, a, b, IN(k), IN(v), LD, o, B, T, C);
+        ON_DEVICE(attention_unpack)(S, d, NULL, LD, a, b, o, B, T, C));
+    for (int i = 0; i < B; i++) {
+        int n = 0;
+        for (int j = 0; j < T; j++) {
+            if (!mask[i * T + j]) continue;
+            EXPECT(order[i * T + n] == j, "batch %d: key %d is number %d", i, j, n);
+            for (int c = 0; c < C; c++) {
+                const int from = (i * T + j) * LD + c, to = (i * T + n) * C + c;
+                EXPECT(pk[to] == k[from] && pv[to] == v[from], "batch %d: key %d is not packed", i, j);
+                was[from] = bf16_round(bf16_value(was[from]) + bf16_value(k[from]));
+            }
+            n++;
+        }
+        EXPECT(length[i] == MAX(n, 1) && blind[i] == (n == 0), "batch %d: %d keys", i, (int)length[i]);
+        for (int r = n; r < T; r++) EXPECT(order[i * T + r] == -1 && !pk[(i * T + r) * C] && !pv[(i * T + r) * C], "batch %d: row %d is not empty", i, r);
+    }
+    EXPECT(!memcmp(dk, was, sizeof dk), "gradients");
+}
+TEST(attention_packing_on_emu) { device_test_run(EMU, check_packing); }
+
+#ifdef WITH_CUDA
+TEST(attention_packing_on_cuda) { device_test_run(CUDA_CARD, check_packing); }
+
+/* The library itself, where it and a card are. */
+static void check_cudnn(void) {
+    static const int64_t sizes[][5] = {{4, 2, 80, 80, 32}, {1, 2, 185, 185, 64}, {2, 3, 17, 17, 32}, {2, 1, 33, 70, 32}, {3, 2, 5, 40, 64}};
+    const Ops *own = dev->ops;
+    Error e = {0};
+    if (!device_use_cudnn(dev, &e)) {
+        test_skip(e.text);
+        return;
+    }
+    for (int i = 0; i < COUNT_OF(sizes); i++)
+        for (int k = 0; k < COUNT_OF(kinds); k++) kernel_check(kinds[k], sizes[i], NULL);
+    dev->ops = own;
+}
+TEST(cudnn_by_card) { device_test_run(CUDA_CARD, check_cudnn); }
+#endif
