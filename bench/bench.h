@@ -46,6 +46,13 @@ int64_t bench_peak_rss(void);
 double bench_cuda_series(Device *d, int launches, void (*run)(void *), void *arg);
 void bench_cuda_copy(Device *d, void *dst, const void *src, size_t bytes);
 json_t *bench_cuda_card(Device *d);
+/* cuDNN's attention over one fused projection in bf16, ops.h's way, opened when first asked for; NULL: it is
+ * not there, or has none of this shape. Whether it has the patch convolution of kernels/cuda/conv.c; that. */
+const Ops *bench_cudnn_attention(Device *d, bool backward, bool masked, bool causal, int B, int H, int T,
+                                 int D);
+bool bench_cudnn_has_patches(Device *d, int type, int64_t B, int64_t side, int64_t patch, int64_t C);
+void bench_cudnn_patches(Device *d, int type, void *y, const void *x, const void *w, int64_t B, int64_t side,
+                         int64_t patch, int64_t C);
 
 /* Whether every word is in `text`, in capital or small letters. */
 bool bench_chosen(char *const *word, int nwords, const char *text);

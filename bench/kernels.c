@@ -14,7 +14,8 @@
  *   copy             how many times as long a plain copy of as many bytes takes, half of them read and half
  *                    written: above 1 we are quicker. Beyond 256 MB a copy of 256 MB, in proportion
  *   lib              the same for the library: oneDNN's primitive for that operation with its own threads;
- *                    for attention its (on a card cuBLASLt's) plain product of as many operations. "-" where
+ *                    for attention its (on a card cuBLASLt's) plain product of as many operations. On a card
+ *                    where cuDNN is installed its attention (bf16), and its convolution for the patches. "-" where
  *                    there is none: on a card gemm IS cuBLASLt, and the CPU has bf16 to be right, not quick
  *   wrong            values of the sample that differ by more than the rounding of every addition behind them
  *                    explains
@@ -367,6 +368,7 @@ static void measure(Table *t, Case *c) {
     }
     c->run(t, c, u.set[0]);
     const int wrong = c->wrong ? c->wrong(t, c, u.set[0]) : count_wrong(t, c, u.set[0]);
+    if (t->cuda && c->choose_card) c->choose_card(t, c);
     ours.call = call_ours;
     copy.call = c->flops > 0 || !u.copied ? NULL : call_copy;
     u.library = !t->cuda && c->t == F32 && c->library ? c->library(c, u.set[0]) : NULL;

@@ -82,6 +82,7 @@ struct Case {
                  void *const *p); /* instead of want: how many values are wrong after one run */
     Library *(*library)(const Case *c, void *const *p); /* the CPU's library baseline */
     void (*library_card)(Table *t, const Case *c, void *const *p);
+    void (*choose_card)(Table *t, Case *c); /* puts another library_card there, if that library is */
     const char *library_name, *library_card_name;
     char shape[24];
     DType t; /* from here on set by kernels.c */

@@ -2,8 +2,8 @@
  * call it. See kernels.h.
  *
  * Its operations are those of its products: 2 forward, 5 backward (the scores again, dP, dq, dk, dv), each of
- * 2 B T T C. Under a causal mask half of them are needed and all are counted. The baseline is the library's
- * product of as many.
+ * 2 B T T C. Under a causal mask half of them are needed and all are counted. The baseline is cuDNN's
+ * attention (a card, bf16) where that is installed, else the library's product of as many operations.
  */
 #include "bench/kernels.h"
 
@@ -13,22 +13,30 @@ enum { B_DQKV, B_QKV, B_OUT, B_DOUT, B_LSE, B_MASK };
 static size_t part(const Table *t, int64_t n) { return (size_t)n * dtype_size(t->t); }
 static float scale_of(const Shape *s) { return 1 / sqrtf((float)(s->C / s->H)); }
 
-static void run_fwd(Table *t, const Case *c, void *const *p) {
+static void fwd_by(const Ops *k, Table *t, const Case *c, void *const *p) {
     const Shape *s = c->s;
     char *x = p[F_QKV];
-    t->k->attention_fwd(t->s, t->t, p[F_OUT_], s->C, p[F_LSE], x, 3 * s->C, x + part(t, s->C),
-                        x + part(t, 2 * s->C), 3 * s->C, s->masked ? p[F_MASK] : NULL, s->causal, scale_of(s),
-                        (int)c->B, s->H, s->T, s->T, s->C / s->H);
+    k->attention_fwd(t->s, t->t, p[F_OUT_], s->C, p[F_LSE], x, 3 * s->C, x + part(t, s->C),
+                     x + part(t, 2 * s->C), 3 * s->C, s->masked ? p[F_MASK] : NULL, s->causal, scale_of(s),
+                     (int)c->B, s->H, s->T, s->T, s->C / s->H);
 }
 
-static void run_bwd(Table *t, const Case *c, void *const *p) {
+static void bwd_by(const Ops *k, Table *t, const Case *c, void *const *p) {
     const Shape *s = c->s;
     char *d = p[B_DQKV], *x = p[B_QKV];
-    t->k->attention_bwd(t->s, t->t, d, d + part(t, s->C), d + part(t, 2 * s->C), x, 3 * s->C,
-                        x + part(t, s->C), x + part(t, 2 * s->C), 3 * s->C, p[B_OUT], p[B_DOUT], s->C,
-                        p[B_LSE], s->masked ? p[B_MASK] : NULL, s->causal, scale_of(s), (int)c->B, s->H, s->T,
-                        s->T, s->C / s->H);
+    k->attention_bwd(t->s, t->t, d, d + part(t, s->C), d + part(t, 2 * s->C), x, 3 * s->C, x + part(t, s->C),
+                     x + part(t, 2 * s->C), 3 * s->C, p[B_OUT], p[B_DOUT], s->C, p[B_LSE],
+                     s->masked ? p[B_MASK] : NULL, s->causal, scale_of(s), (int)c->B, s->H, s->T, s->T,
+                     s->C / s->H);
 }
+
+static void run_fwd(Table *t, const Case *c, void *const *p) { fwd_by(t->k, t, c, p); }
+static void run_bwd(Table *t, const Case *c, void *const *p) { bwd_by(t->k, t, c, p); }
+
+/* cuDNN's, as run.attention=cudnn computes it: with the packing of keys and the adding of gradients. */
+static const Ops *cudnn;
+static void cudnn_fwd(Table *t, const Case *c, void *const *p) { fwd_by(cudnn, t, c, p); }
+static void cudnn_bwd(Table *t, const Case *c, void *const *p) { bwd_by(cudnn, t, c, p); }
 
 /* One head of one image: where its values are. */
 typedef struct Head {
@@ -122,6 +130,17 @@ static void card_products(Table *t, const Case *c, void *const *p) {
                c->B * s->T, s->C, K, 0);
 }
 
+static void choose_cudnn(Table *t, Case *c) {
+    const Shape *s = c->s;
+    const Ops *ops = c->t == BF16 ? bench_cudnn_attention(t->dev, c->add, s->masked, s->causal, (int)c->B,
+                                                          s->H, s->T, s->C / s->H)
+                                  : NULL;
+    if (!ops) return;
+    cudnn = ops;
+    c->library_card = c->add ? cudnn_bwd : cudnn_fwd;
+    c->library_card_name = "cuDNN attention";
+}
+
 void rows_attention(Table *t) {
     const Shape *s = t->shape;
     const int64_t B = shape_batch(t), T = s->T, C = s->C, n = B * T * C, D = C / s->H;
@@ -141,6 +160,7 @@ void rows_attention(Table *t) {
               .slot = {T_OUT(n), F_OUT(B * s->H * T), T_IN(fwd, -1, 1), M_IN(mask, T)},
               .library = library_products,
               .library_card = card_products,
+              .choose_card = choose_cudnn,
               .library_name = "oneDNN matmul of as many operations",
               .library_card_name = "cuBLASLt, a product of as many operations"};
     /* In bf16 the probabilities and dS are rounded before their products. */
@@ -158,6 +178,7 @@ void rows_attention(Table *t) {
               .extra = f.extra,
               .library = library_products,
               .library_card = card_products,
+              .choose_card = choose_cudnn,
               .library_name = f.library_name,
               .library_card_name = f.library_card_name,
               .slot = {T_ADD(3 * n), T_IN(bwd, -1, 1), T_IN(n, -0.2, 0.2), T_IN(n, -1, 1),

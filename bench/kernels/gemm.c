@@ -30,6 +30,22 @@ static Library *library_gemm(const Case *c, void *const *p) {
                           c->K);
 }
 
+/* The patches row's values as images of a convolution. */
+static void card_patches(Table *t, const Case *c, void *const *p) {
+    const Shape *s = c->s;
+    const int64_t grid = s->image / s->patch;
+    bench_cudnn_patches(t->dev, (int)t->t, p[C_], p[A_], p[B_], c->M / (grid * grid), s->image, s->patch,
+                        c->N);
+}
+
+static void choose_convolution(Table *t, Case *c) {
+    const Shape *s = c->s;
+    const int64_t grid = s->image / s->patch;
+    if (!bench_cudnn_has_patches(t->dev, (int)c->t, c->M / (grid * grid), s->image, s->patch, c->N)) return;
+    c->library_card = card_patches;
+    c->library_card_name = "cuDNN convolution";
+}
+
 RUN(bias_bwd, p[0], p[1], c->M, c->N)
 WANT(bias_bwd) {
     double sum = IN(k, i);
@@ -86,6 +102,7 @@ void rows_gemm(Table *t) {
             .want = want_gemm,
             .library = library_gemm,
             .library_name = "oneDNN matmul"};
+        if (!strcmp(list[i].what, "patches")) c.choose_card = choose_convolution;
         if (c.add) c.slot[C_] = (Slot)F_ADD(M * N);
         bench_row(t, c, "%" PRId64 "x%" PRId64 "x%" PRId64, M, N, K);
     }
