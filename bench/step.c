@@ -64,6 +64,11 @@ static void watched_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, con
     watch.flop += 2.0 * (double)M * (double)N * (double)K;
     watch.real->gemm(s, t, tc, C, ldc, A, lda, B, ldb, bias, ta, tb, M, N, K, beta);
 }
+static void watched_gemm_bgrad(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x,
+                               int64_t rows, int64_t N, int64_t K) {
+    if (dw) watch.flop += 2.0 * (double)rows * (double)N * (double)K;
+    watch.real->gemm_bgrad(s, t, dw, dbias, dy, x, rows, N, K);
+}
 static void watched_attention_fwd(Stream *s, DType t, void *out, int64_t ldo, float *lse, const void *q,
                                   int64_t ldq, const void *k, const void *v, int64_t ldkv,
                                   const uint8_t *mask, bool causal, float scale, int B, int H, int Tq, int Tk,
@@ -122,6 +127,7 @@ static void watch_begin(Device *dev, Module *const *module, const bool *teacher,
     watch = (struct Watch){.dev = dev, .real = dev->ops, .ops = *dev->ops};
     Ops *o = &watch.ops;
     o->gemm = watched_gemm;
+    o->gemm_bgrad = watched_gemm_bgrad;
     o->attention_fwd = watched_attention_fwd;
     o->attention_bwd = watched_attention_bwd;
     o->bce_loss = watched_bce_loss;

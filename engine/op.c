@@ -58,9 +58,12 @@ static void linear_backward(Ctx *c, void *saved) {
     }
     if (dx) /* dx = dy w */
         K->gemm(S, t, t, dx, Kd, dy_t, N, as(l->w, t), Kd, NULL, false, false, rows, Kd, N, !fresh);
-    if (dw) /* dw = dy^T x */
-        K->gemm(S, t, F32, dw, Kd, dy_t, N, l->x->data, Kd, NULL, true, false, N, Kd, rows, 1);
-    if (db) K->bias_bwd(S, l->y->dtype, db, dy, rows, N);
+    if (dy_t == dy) {
+        K->gemm_bgrad(S, t, dw, db, dy, l->x->data, rows, N, Kd); /* dw = dy^T x, db = its rows' sum */
+    } else { /* the bias need not see the rounding */
+        K->gemm_bgrad(S, t, dw, NULL, dy_t, l->x->data, rows, N, Kd);
+        K->bias_bwd(S, l->y->dtype, db, dy, rows, N);
+    }
     arena_reset(c->step, mark);
 }
 

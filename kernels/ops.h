@@ -27,6 +27,10 @@ typedef void gemm_fn(Stream *s, DType t, DType tc, void *C, int64_t ldc, const v
                      int64_t ldb, const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta);
 /* dbias[j] += sum over rows of dy[i][j].  dbias (C) f32, dy (rows, C). */
 typedef void bias_bwd_fn(Stream *s, DType t, float *dbias, const void *dy, int64_t rows, int64_t C);
+/* Both gradients of a linear layer's parameters: dw += dy^T x and dbias += the sum of dy's rows. What gemm and bias_bwd do, in one
+ * reading of dy where the device can; one gradient wanted alone may have other last bits than beside the other.
+ * dw (N,K) f32, dbias (N) f32, dy (rows,N), x (rows,K). */
+typedef void gemm_bgrad_fn(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x, int64_t rows, int64_t N, int64_t K);
 
 /* ---- elementwise, n values; y may be x ------------------------------------------------------------ */
 
@@ -208,7 +212,7 @@ typedef void adamw_fn(Stream *s, float *p, float *m, float *v, uint16_t *p16, co
 typedef void sum_squares_fn(Stream *s, DType t, double *out, const void *x, int64_t n);
 
 #define OPS(X)                                                                                                        \
-    X(gemm) X(bias_bwd)                                                                                               \
+    X(gemm) X(bias_bwd) X(gemm_bgrad)                                                                                 \
     X(gelu_fwd) X(gelu_bwd) X(quick_gelu_fwd) X(quick_gelu_bwd) X(elu1_fwd) X(elu1_bwd) X(tanh_fwd) X(tanh_bwd)       \
     X(sigmoid_fwd) X(sigmoid_bwd) X(add_fwd) X(accumulate) X(mul_fwd) X(mul_bwd) X(add_rows_fwd) X(add_rows_bwd)      \
     X(mul_tokens_fwd) X(mul_tokens_bwd) X(dropout_fwd) X(dropout_bwd) X(cast)                                         \

@@ -60,6 +60,24 @@ static Library *library_bias(const Case *c, void *const *p) {
     return library_column_sums(p[0], p[1], c->M, c->N);
 }
 
+/* Both gradients of fc1's parameters: dw (N,K), dbias (N) from dy (M,N), x (M,K). */
+enum { DW, DBIAS, DY, X_ };
+RUN(gemm_bgrad, p[DW], p[DBIAS], p[DY], p[X_], c->M, c->N, c->K)
+WANT(gemm_bgrad) {
+    double sum = IN(k, i);
+    *size = fabs(sum);
+    for (int64_t r = 0; r < c->M; r++) {
+        const double term = k == DW ? IN(DY, r * c->N + i / c->K) * IN(X_, r * c->K + i % c->K) : IN(DY, r * c->N + i);
+        sum += term;
+        *size += fabs(term);
+    }
+    return sum;
+}
+static void gemm_and_bias_bwd(Table *t, const Case *c, void *const *p) {
+    t->k->gemm(t->s, t->t, F32, p[DW], c->K, p[DY], c->N, p[X_], c->K, NULL, true, false, c->N, c->K, c->M, 1);
+    t->k->bias_bwd(t->s, t->t, p[DBIAS], p[DY], c->M, c->N);
+}
+
 void rows_gemm(Table *t) {
     const Shape *s = t->shape;
     const int64_t B = shape_batch(t), rows = shape_rows(t), C = s->C, F = s->mlp,
@@ -119,4 +137,19 @@ void rows_gemm(Table *t) {
                      .library = library_bias,
                      .library_name = "oneDNN reduction"},
               "%" PRId64 "x%" PRId64, rows, F);
+    bench_row(t,
+              (Case){.op = "gemm_bgrad",
+                     .what = "fc1",
+                     .slot = {F_ADD(F * C), F_ADD(F), T_IN(rows * F, -1, 1), T_IN(rows * C, -2, 2)},
+                     .flops = 2.0 * (double)rows * (double)F * (double)C,
+                     .M = rows,
+                     .N = F,
+                     .K = C,
+                     .terms = (int)rows,
+                     .samples = 64,
+                     .run = run_gemm_bgrad,
+                     .want = want_gemm_bgrad,
+                     .library_card = gemm_and_bias_bwd,
+                     .library_card_name = "gemm, bias_bwd"},
+              "%" PRId64 "x%" PRId64 "x%" PRId64, F, C, rows);
 }

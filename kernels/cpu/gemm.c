@@ -37,3 +37,10 @@ void cpu_bias_bwd(Stream *s, DType t, float *dbias, const void *dy, int64_t rows
     if (!dbias || !rows || !C) return;
     sum_rows(dbias, dy, rows, C);
 }
+
+/* Two passes over dy: what the second costs is nothing beside the product. */
+void cpu_gemm_bgrad(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x, int64_t rows, int64_t N, int64_t K) {
+    WIDE(t, cpu_gemm_bgrad(s, F32, dw, dbias, READ(t, dy, rows * N), READ(t, x, rows * K), rows, N, K));
+    if (dw) cpu_gemm(s, F32, F32, dw, K, dy, N, x, K, NULL, true, false, N, K, rows, 1);
+    cpu_bias_bwd(s, F32, dbias, dy, rows, N);
+}

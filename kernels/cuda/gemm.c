@@ -4,9 +4,13 @@
  * is its first operand and A the second, and the bias of a row, one per column j, is its bias of a column, one per row.
  *
  * Which of its kernels runs is asked once for each shape (its heuristic takes some 50 us) and remembered. f32 products are
- * computed in f32, never in TF32. Its GELU epilogues are not used: they compute the tanh form (PyTorch falls back to that form
- * where it cannot use them), ops.h and the published models want the exact one. BGRAD is not used either: the
- * bias's gradient is an op of its own, which reads dy once more.
+ * computed in f32, never in TF32.
+ *
+ * What it does beside the product (its epilogues), each with plain ops in its place where it has no kernel:
+ *   BIAS      the bias of a layer. It has the type of C, or, where the library knows that, f32.
+ *   BGRADB    the bias's gradient beside the weight's, dw += dy^T x: dy is the second operand, its sums over K are the rows' sum.
+ *             The sums have the type of C, f32, whatever dy is. They are written, beta is C's alone, so they go to scratch
+ *             memory and are added from there.
  *
  * The library promises the same bits for the same call on the same kind of card.
  */
@@ -32,12 +36,16 @@ static void lt_check(cublasStatus_t status, const char *call, const char *file, 
 /* All that decides which kernel may run. Compared byte by byte, so every byte is set. */
 typedef struct Shape {
     int64_t M, N, K, lda, ldb, ldc;
-    int32_t card;
-    uint8_t t, tc, ta, tb, bias, align_a, align_b, align_c;
+    int32_t card, epilogue;
+    uint8_t t, tc, ta, tb, f32_vector, align_a, align_b, align_c;
 } Shape;
 
-/* Of the epilogue: none, in C's type, or f32 whatever C is. */
-typedef enum Bias { BIAS_NONE, BIAS_AS_C, BIAS_F32 } Bias;
+/* What is done beside the product. All zero: nothing. */
+typedef struct Epilogue {
+    cublasLtEpilogue_t kind;
+    const void *vector; /* BIAS: read. BGRADB: written. At a multiple of 16 bytes */
+    bool f32_vector;    /* the vector is f32, not of C's type */
+} Epilogue;
 
 typedef struct Plan {
     Shape shape;
@@ -66,18 +74,24 @@ static cublasLtMatrixLayout_t layout(DType t, int64_t rows, int64_t n, int64_t l
     return l;
 }
 
-static void plan_make(Plan *p, const Shape *s) {
+/* Where the epilogue reads and writes. The heuristic, too, looks at these addresses: at how they are aligned. */
+static void point(const Plan *p, const Epilogue *e) {
+    if (e->vector) LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &e->vector, sizeof e->vector));
+}
+
+static void plan_make(Plan *p, const Shape *s, const Epilogue *e) {
     *p = (Plan){.shape = *s};
     const cublasOperation_t first = s->tb ? CUBLAS_OP_T : CUBLAS_OP_N, second = s->ta ? CUBLAS_OP_T : CUBLAS_OP_N;
-    const cublasLtEpilogue_t epilogue = s->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    const cublasLtEpilogue_t epilogue = e->kind ? e->kind : CUBLASLT_EPILOGUE_DEFAULT;
     LT_CHECK(cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
     LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
     LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-    if (s->bias == BIAS_F32) {
+    if (e->f32_vector) {
         const cudaDataType_t f32 = CUDA_R_32F;
         if (cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &f32, sizeof f32) != CUBLAS_STATUS_SUCCESS) return;
     }
+    point(p, e);
     p->first = layout(s->t, s->tb ? s->N : s->K, s->tb ? s->K : s->N, s->ldb);
     p->second = layout(s->t, s->ta ? s->K : s->M, s->ta ? s->M : s->K, s->lda);
     p->out = layout(s->tc, s->M, s->N, s->ldc);
@@ -108,7 +122,7 @@ static Plan *place_of(Plan *table, int64_t places, const Shape *s) {
     return &table[at & (uint64_t)(places - 1)];
 }
 
-static const Plan *plan_for(const Shape *s) {
+static const Plan *plan_for(const Shape *s, const Epilogue *e) {
     if (2 * (nplans + 1) > nplaces) {
         const int64_t more = MAX(2 * nplaces, 256);
         Plan *table = xcalloc((size_t)more, sizeof *table);
@@ -120,7 +134,7 @@ static const Plan *plan_for(const Shape *s) {
     }
     Plan *p = place_of(plans, nplaces, s);
     if (!p->op) {
-        plan_make(p, s);
+        plan_make(p, s, e);
         nplans++;
     }
     return p;
@@ -136,7 +150,7 @@ static uint8_t alignment(const void *p) {
 
 /* One call of the library. False, and nothing done, when it has no kernel for this shape, alignment and epilogue. */
 static bool product(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B, int64_t ldb,
-                    const void *bias, Bias kind, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
+                    Epilogue e, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
     if (!s->workspace) {
         CUDA_CHECK(cudaMalloc(&s->workspace, WORKSPACE_BYTES));
         s->workspace_bytes = WORKSPACE_BYTES;
@@ -144,12 +158,12 @@ static bool product(Stream *s, DType t, DType tc, void *C, int64_t ldc, const vo
     Shape shape;
     memset(&shape, 0, sizeof shape);
     shape.M = M, shape.N = N, shape.K = K, shape.lda = lda, shape.ldb = ldb, shape.ldc = ldc;
-    shape.card = s->card;
-    shape.t = (uint8_t)t, shape.tc = (uint8_t)tc, shape.ta = ta, shape.tb = tb, shape.bias = (uint8_t)kind;
+    shape.card = s->card, shape.epilogue = (int32_t)e.kind;
+    shape.t = (uint8_t)t, shape.tc = (uint8_t)tc, shape.ta = ta, shape.tb = tb, shape.f32_vector = e.f32_vector;
     shape.align_a = alignment(A), shape.align_b = alignment(B), shape.align_c = alignment(C);
-    const Plan *p = plan_for(&shape);
+    const Plan *p = plan_for(&shape, &e);
     if (!p->found) return false;
-    if (bias) LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    point(p, &e);
     const float one = 1;
     LT_CHECK(cublasLtMatmul(handle(s->card), p->op, &one, B, p->first, A, p->second, &beta, C, p->out, C, p->out, &p->algo,
                             s->workspace, s->workspace_bytes, s->cuda));
@@ -167,7 +181,7 @@ static void product_of_copies(Stream *s, DType t, DType tc, void *C, int64_t ldc
     k->copy_rows(s, t, a, pa, A, lda, ra, na, false);
     k->copy_rows(s, t, b, pb, B, ldb, rb, nb, false);
     if (beta != 0) k->copy_rows(s, tc, c, pc, C, ldc, M, N, false);
-    if (!product(s, t, tc, c, pc, a, pa, b, pb, NULL, BIAS_NONE, ta, tb, M, N, K, beta))
+    if (!product(s, t, tc, c, pc, a, pa, b, pb, (Epilogue){0}, ta, tb, M, N, K, beta))
         die(FAIL_OTHER, "cuBLASLt has no kernel for a product of (%" PRId64 ",%" PRId64 ") and (%" PRId64 ",%" PRId64 ") in %s%s%s", M, K, K,
             N, t == F32 ? "f32" : "bf16", ta ? ", first transposed" : "", tb ? ", second transposed" : "");
     k->copy_rows(s, tc, C, ldc, c, pc, M, N, false);
@@ -205,7 +219,8 @@ void cuda_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A
     }
     const void *addend = bias;
     const bool aligned = alignment(bias) == NO_ALIGNMENT;
-    if (bias && K && tc != F32 && aligned && product(s, t, tc, C, ldc, A, lda, B, ldb, bias, BIAS_F32, ta, tb, M, N, K, beta)) return;
+    Epilogue e = {.kind = bias ? CUBLASLT_EPILOGUE_BIAS : 0, .vector = bias, .f32_vector = true};
+    if (bias && K && tc != F32 && aligned && product(s, t, tc, C, ldc, A, lda, B, ldb, e, ta, tb, M, N, K, beta)) return;
     /* Else the epilogue takes a bias of C's type, and says nothing of its alignment. */
     if (bias && (tc != F32 || !aligned)) {
         void *copy = cuda_scratch(s, (size_t)N * dtype_size(tc));
@@ -218,11 +233,25 @@ void cuda_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A
             CUDA_CHECK(cudaMemset2DAsync(C, (size_t)ldc * dtype_size(tc), 0, (size_t)N * dtype_size(tc), (size_t)M, s->cuda));
         return;
     }
-    if (product(s, t, tc, C, ldc, A, lda, B, ldb, addend, bias ? BIAS_AS_C : BIAS_NONE, ta, tb, M, N, K, beta)) return;
+    e.vector = addend, e.f32_vector = false;
+    if (product(s, t, tc, C, ldc, A, lda, B, ldb, e, ta, tb, M, N, K, beta)) return;
     if (bias) { /* perhaps it is the epilogue: C = bias, or C += bias, and the product added to it */
         ops_cuda.copy_rows(s, tc, C, ldc, addend, 0, M, N, beta != 0);
         cuda_gemm(s, t, tc, C, ldc, A, lda, B, ldb, NULL, ta, tb, M, N, K, 1);
         return;
     }
     product_of_copies(s, t, tc, C, ldc, A, lda, B, ldb, ta, tb, M, N, K, beta);
+}
+
+void cuda_gemm_bgrad(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x, int64_t rows, int64_t N, int64_t K) {
+    if (dw && dbias && rows && N && K) {
+        float *sums = cuda_scratch(s, (size_t)N * sizeof *sums);
+        const Epilogue e = {.kind = CUBLASLT_EPILOGUE_BGRADB, .vector = sums};
+        if (product(s, t, F32, dw, K, dy, N, x, K, e, true, false, N, K, rows, 1)) {
+            ops_cuda.accumulate(s, F32, dbias, F32, sums, N);
+            return;
+        }
+    }
+    if (dw) cuda_gemm(s, t, F32, dw, K, dy, N, x, K, NULL, true, false, N, K, rows, 1);
+    cuda_bias_bwd(s, t, dbias, dy, rows, N);
 }

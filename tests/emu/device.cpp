@@ -191,6 +191,12 @@ extern "C" void emu_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, con
     });
 }
 
+extern "C" void emu_gemm_bgrad(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x, int64_t rows, int64_t N,
+                               int64_t K) {
+    if (dw) emu_gemm(s, t, F32, dw, K, dy, N, x, K, NULL, true, false, N, K, rows, 1);
+    emu_bias_bwd(s, t, dbias, dy, rows, N);
+}
+
 /* ---- the device ----------------------------------------------------------------------------------- */
 
 extern "C" {

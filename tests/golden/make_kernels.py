@@ -225,6 +225,11 @@ want = p.clone()
 want[:300], want[310:] = parts[0].detach(), parts[1].detach()
 put("optim", "adamw", [1000], {"want": want})
 
+# ---- gemm, later cases (at the end, so that the numbers drawn before stay what they were): dw += dy^T x, dbias += rows of dy
+
+for M, N, K in ((1, 1, 1), (5, 37, 13), (35, 17, 130)):
+    case("gemm", "gemm_bgrad", [M, N, K], {"x": rand(M, K), "w": rand(N, K), "bias": rand(N)}, lambda x, w, bias: x @ w.T + bias)
+
 total = 0
 for family, tensors in families.items():
     path = here / f"kernels_{family}.safetensors"

@@ -5,7 +5,7 @@
 
 #define GOLDEN "tests/golden/kernels_gemm.safetensors"
 
-COVERS(gemm, gemm, bias_bwd)
+COVERS(gemm, gemm, bias_bwd, gemm_bgrad)
 
 /* A linear layer: y = a b + bias; da = dy b^T, db = a^T dy, f32 as weight gradients are. K <= 130 products: a walk of
  * sqrt(130) roundings. In bf16 the bias may be rounded before it is added. */
@@ -25,6 +25,18 @@ static const Kernel linear = {"gemm", "MNK",
      {"dbias", DX, "N", .of = 2, .bound = 12, .f32 = true}},
     linear_f, linear_b};
 
+/* A linear layer as op.c has it, both gradients of its parameters in one op: the same sums, the same bounds. A library may add the
+ * rows of dy one by one: at 640 of them 0.1 sqrt(640) EPS32 of the largest sum, four times that in the worst column. */
+static void layer_f(void *const *p, const int64_t *d) {
+    const int64_t M = d[0], N = d[1], K = d[2];
+    op->gemm(S, dt, dt, p[3], N, p[0], K, p[1], K, p[2], false, true, M, N, K, 0);
+}
+static void layer_b(void *const *p, const int64_t *d) { op->gemm_bgrad(S, dt, p[5], p[6], p[4], p[0], d[0], d[1], d[2]); }
+static const Kernel layer = {"gemm_bgrad", "MNK",
+    {{"x", X, "MK"}, {"w", X, "NK"}, {"bias", X, "N", .f32 = true}, {"y", Y, "MN", .bound = 16, .bf16 = 1}, {"dy", DY, "MN"},
+     {"dw", DX, "NK", .of = 1, .bound = 16, .f32 = true}, {"dbias", DX, "N", .of = 2, .bound = 12, .f32 = true}},
+    layer_f, layer_b, .together = true};
+
 /* The last layer of a network: f32 from bf16, not rounded on the way out. */
 static void head_f(void *const *p, const int64_t *d) {
     const int64_t M = d[0], N = d[1], K = d[2];
@@ -35,7 +47,10 @@ static const Kernel head = {"gemm_head", "MNK",
 
 DEVICE_TEST(gemm_golden) {
     static const int64_t sizes[][3] = {{1, 1, 1}, {5, 37, 13}, {35, 17, 130}};
-    for (int i = 0; i < COUNT_OF(sizes); i++) kernel_check(&linear, sizes[i], GOLDEN);
+    for (int i = 0; i < COUNT_OF(sizes); i++) {
+        kernel_check(&linear, sizes[i], GOLDEN);
+        kernel_check(&layer, sizes[i], GOLDEN);
+    }
 }
 
 DEVICE_TEST(gemm_sizes) {
@@ -44,6 +59,8 @@ DEVICE_TEST(gemm_sizes) {
         {640, 384, 3}, {17, 300, 40}, {63, 65, 64}, /* gradients that are a few rows or columns */
     };
     for (int i = 0; i < COUNT_OF(sizes); i++) kernel_check(&linear, sizes[i], NULL);
+    static const int64_t layers[][3] = {{0, 3, 3}, {3, 0, 3}, {3, 3, 0}, {1, 640, 128}, {640, 1, 128}, {193, 257, 65}, {185, 384, 96}};
+    for (int i = 0; i < COUNT_OF(layers); i++) kernel_check(&layer, layers[i], NULL);
     static const int64_t heads[][3] = {{0, 3, 3}, {3, 3, 0}, {1, 37, 128}, {144, 1, 128}, {576, 4, 37}, {64, 130, 192}};
     for (int i = 0; i < COUNT_OF(heads); i++) kernel_check(&head, heads[i], NULL);
 }
