@@ -83,12 +83,24 @@ void *grad_add(Ctx *c, Tensor *x) {
     return g;
 }
 
+static void hand_over(Tensor *x, Tensor *y) {
+    x->grad = y->grad;
+    x->grad->refs++;
+}
+
+void *grad_take(Ctx *c, Tensor *x, Tensor *y) {
+    if (!x || !x->needs_grad) return NULL;
+    CHECK(tensor_bytes(x) == tensor_bytes(y), "gradient of %zu bytes for %zu", tensor_bytes(y), tensor_bytes(x));
+    if (x->param_grad || x->grad || y->grad->refs > 1) return grad_add(c, x);
+    hand_over(x, y);
+    return x->grad->data;
+}
+
 void grad_pass(Ctx *c, Tensor *x, Tensor *y) {
     if (!x || !x->needs_grad) return;
     CHECK(numel(x) == numel(y), "gradient of %" PRId64 " values for %" PRId64, numel(y), numel(x));
     if (!x->param_grad && !x->grad && x->dtype == y->dtype) {
-        x->grad = y->grad;
-        x->grad->refs++;
+        hand_over(x, y);
         return;
     }
     c->dev->ops->accumulate(c->dev->main, x->dtype, grad_add(c, x), y->dtype, y->grad->data, numel(x));

@@ -2,8 +2,8 @@
  *
  * Programs differ per example, so the graph does too: each op pushes one node when a gradient will
  * flow through it. Gradient memory: the first writer of a tensor's gradient may write instead of add,
- * or take over its reader's buffer (a residual add costs nothing); a buffer returns to a free list
- * when the node that reads it has run. Next: op.c, where all nodes are made.
+ * or take over its reader's buffer (a residual add costs nothing, an activation works in place); a buffer
+ * returns to a free list when the node that reads it has run. Next: op.c, where all nodes are made.
  */
 #pragma once
 #include "engine/tensor.h"
@@ -49,5 +49,8 @@ void *grad_of(Tensor *y);
 void *grad_add(Ctx *c, Tensor *x);
 /* The same for a writer that can overwrite: *fresh says that the buffer holds nothing yet, and must be written. */
 void *grad_write(Ctx *c, Tensor *x, bool *fresh);
+/* The buffer for x's gradient in a backward that goes value by value and may work in place: y's own, when x has none yet and
+ * nobody else holds y's; otherwise as grad_add. */
+void *grad_take(Ctx *c, Tensor *x, Tensor *y);
 /* x's gradient += y's: takes y's buffer over when x has none yet. */
 void grad_pass(Ctx *c, Tensor *x, Tensor *y);

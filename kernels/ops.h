@@ -35,7 +35,8 @@ typedef void gemm_bgrad_fn(Stream *s, DType t, float *dw, float *dbias, const vo
 /* ---- elementwise, n values; y may be x ------------------------------------------------------------ */
 
 /* gelu: x Phi(x), exact erf form (Hendrycks & Gimpel 2016).  quick_gelu: x sigmoid(1.702 x).  elu1: elu(x) + 1 with
- * alpha 1 (OWL-ViT's logit scale).  The backward takes the forward's input x (tanh, sigmoid: its OUTPUT y). */
+ * alpha 1 (OWL-ViT's logit scale).  The backward takes the forward's input x (tanh, sigmoid: its OUTPUT y). Its dx may be dy:
+ * then nothing is added to, dx = dy f'(x). */
 typedef void gelu_fwd_fn(Stream *s, DType t, void *y, const void *x, int64_t n);
 typedef void gelu_bwd_fn(Stream *s, DType t, void *dx, const void *x, const void *dy, int64_t n);
 typedef void quick_gelu_fwd_fn(Stream *s, DType t, void *y, const void *x, int64_t n);

@@ -42,9 +42,18 @@ static inline float sigmoid_slope(float y) { return y * (1.0f - y); }
     void cpu_##name##_bwd(Stream *s, DType t, void *dx_, const void *x_, const void *dy_, int64_t n) {       \
         (void)s;                                                                                             \
         if (!dx_) return;                                                                                    \
-        WIDE(t, cpu_##name##_bwd(s, F32, UPDATE(t, dx_, n), READ(t, x_, n), READ(t, dy_, n), n));            \
+        const bool in_place = dx_ == dy_;                                                                    \
+        WIDE(t, {                                                                                            \
+            float *d = UPDATE(t, dx_, n);                                                                    \
+            cpu_##name##_bwd(s, F32, d, READ(t, x_, n), in_place ? d : READ(t, dy_, n), n);                  \
+        });                                                                                                  \
         float *dx = dx_;                                                                                     \
         const float *x = x_, *dy = dy_;                                                                      \
+        if (in_place) {                                                                                      \
+            PAR_FOR_SIMD(n)                                                                                  \
+            for (int64_t i = 0; i < n; i++) dx[i] *= slope(x[i]);                                            \
+            return;                                                                                          \
+        }                                                                                                    \
         PAR_FOR_SIMD(n)                                                                                      \
         for (int64_t i = 0; i < n; i++) dx[i] = fmaf(dy[i], slope(x[i]), dx[i]);                             \
     }

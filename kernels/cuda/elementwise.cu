@@ -85,6 +85,10 @@ template <typename A> struct Backward {
     enum { INPUTS = 3 };
     static __device__ float value(float dx, float x, float dy) { return fmaf(dy, A::slope(x), dx); }
 };
+template <typename A> struct Through { /* dx is dy */
+    enum { INPUTS = 2 };
+    static __device__ float value(float d, float x, float) { return d * A::slope(x); }
+};
 struct Same {
     enum { INPUTS = 1 };
     static __device__ float value(float a, float, float) { return a; }
@@ -107,7 +111,8 @@ struct AddProduct {
         DISPATCH(t, T, (launch_map<Forward<F>, T>(s, y, x, NULL, NULL, n)));                                 \
     }                                                                                                        \
     extern "C" void K(name##_bwd)(Stream *s, DType t, void *dx, const void *x, const void *dy, int64_t n) {  \
-        if (dx) DISPATCH(t, T, (launch_map<Backward<F>, T>(s, dx, dx, x, dy, n)));                           \
+        if (dx && dx == dy) DISPATCH(t, T, (launch_map<Through<F>, T>(s, dx, dx, x, NULL, n)));              \
+        else if (dx) DISPATCH(t, T, (launch_map<Backward<F>, T>(s, dx, dx, x, dy, n)));                      \
     }
 
 ACTIVATION(gelu, Gelu)

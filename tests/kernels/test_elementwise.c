@@ -138,6 +138,37 @@ DEVICE_TEST(activations_edges) {
     }
 }
 
+/* A backward whose dx is dy: the bits of one that adds to zeros. */
+static void check_in_place(const char *name, gelu_bwd_fn *f, DType t) {
+    enum { N = 1003 };
+    static float x[N], d[N];
+    static uint16_t hx[N], hd[N];
+    fill_random(x, N, 1, -0.9f, 0.9f); /* tanh and sigmoid take their output: no slope is 0, whose product has a sign of its own */
+    fill_random(d, N, 2, -1, 1);
+    for (int i = 0; i < N; i++) hx[i] = bf16_round(x[i]), hd[i] = bf16_round(d[i]);
+    const size_t size = dtype_size(t);
+    const void *in = t == F32 ? (void *)x : (void *)hx, *dy = t == F32 ? (void *)d : (void *)hd;
+    unsigned char *apart = xcalloc(N, size), *same = xcalloc(N, size);
+    memcpy(same, dy, N * size);
+    RUN(f(S, t, IO_N(apart, N * size), IN_N(in, N * size), IN_N(dy, N * size), N));
+    RUN({
+        void *p = IO_N(same, N * size);
+        f(S, t, p, IN_N(in, N * size), p, N);
+    });
+    EXPECT(!memcmp(apart, same, N * size), "%s in place in %s", name, t == F32 ? "f32" : "bf16");
+    free(apart), free(same);
+}
+
+DEVICE_TEST(activations_in_place) {
+    for (DType t = F32; t <= BF16; t++) {
+        check_in_place("gelu", op->gelu_bwd, t);
+        check_in_place("quick_gelu", op->quick_gelu_bwd, t);
+        check_in_place("elu1", op->elu1_bwd, t);
+        check_in_place("tanh", op->tanh_bwd, t);
+        check_in_place("sigmoid", op->sigmoid_bwd, t);
+    }
+}
+
 /* ---- sums and products -------------------------------------------------------------------------------- */
 
 static void add_f(void *const *p, const int64_t *d) { op->add_fwd(S, dt, p[2], p[0], p[1], d[0]); }
