@@ -164,9 +164,16 @@ double device_value(Table *t, const Case *c, void *const *p, int k, int64_t i);
 #define WANT(name) static double want_##name(const Case *c, int k, int64_t i, double *size)
 #define IN(k, i)   value(c, k, i)
 
+/* gelu's tanh form. */
+static inline double gelu_tanh(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+static inline double gelu_tanh_slope(double x) {
+    const double th = tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x));
+    return 0.5 * (1 + th) + 0.5 * x * (1 - th * th) * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
+}
+
 /* ---- oneDNN on the CPU (library.c) ---------------------------------------------------------------- */
 
-typedef enum Eltwise { ELT_GELU, ELT_QUICK_GELU, ELT_ELU, ELT_TANH, ELT_SIGMOID } Eltwise;
+typedef enum Eltwise { ELT_GELU, ELT_GELU_TANH, ELT_QUICK_GELU, ELT_ELU, ELT_TANH, ELT_SIGMOID } Eltwise;
 /* x (n) to y; or dx = dy f'(x), tanh and sigmoid from y. */
 Library *library_eltwise(Eltwise f, bool backward, void *out, void *x, void *dy, int64_t n);
 Library *library_binary(bool product, void *y, void *a, void *b, int64_t n);

@@ -79,8 +79,9 @@ void library_close(Library *l) {
 /* ---- the primitives ------------------------------------------------------------------------------- */
 
 Library *library_eltwise(Eltwise f, bool backward, void *out, void *x, void *dy, int64_t n) {
-    static const dnnl_alg_kind_t forward_of[] = {dnnl_eltwise_gelu_erf, dnnl_eltwise_swish, dnnl_eltwise_elu,
-                                                 dnnl_eltwise_tanh, dnnl_eltwise_logistic};
+    static const dnnl_alg_kind_t forward_of[] = {dnnl_eltwise_gelu_erf, dnnl_eltwise_gelu_tanh,
+                                                 dnnl_eltwise_swish,    dnnl_eltwise_elu,
+                                                 dnnl_eltwise_tanh,     dnnl_eltwise_logistic};
     const float alpha = f == ELT_QUICK_GELU ? 1.702f : 1.0f;
     const bool from_output = f == ELT_TANH || f == ELT_SIGMOID;
     const dnnl_alg_kind_t alg = !backward || !from_output ? forward_of[f]

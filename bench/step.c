@@ -69,6 +69,16 @@ static void watched_gemm_bgrad(Stream *s, DType t, float *dw, float *dbias, cons
     if (dw) watch.flop += 2.0 * (double)rows * (double)N * (double)K;
     watch.real->gemm_bgrad(s, t, dw, dbias, dy, x, rows, N, K);
 }
+static void watched_gemm_gelu_tanh(Stream *s, DType t, void *y, void *pre, const void *x, const void *w,
+                                   const float *bias, int64_t rows, int64_t N, int64_t K) {
+    watch.flop += 2.0 * (double)rows * (double)N * (double)K;
+    watch.real->gemm_gelu_tanh(s, t, y, pre, x, w, bias, rows, N, K);
+}
+static void watched_gemm_dgelu_tanh(Stream *s, DType t, void *dpre, const void *pre, const void *dz,
+                                    const void *w, int64_t rows, int64_t N, int64_t K) {
+    watch.flop += 2.0 * (double)rows * (double)N * (double)K;
+    watch.real->gemm_dgelu_tanh(s, t, dpre, pre, dz, w, rows, N, K);
+}
 static void watched_attention_fwd(Stream *s, DType t, void *out, int64_t ldo, float *lse, const void *q,
                                   int64_t ldq, const void *k, const void *v, int64_t ldkv,
                                   const uint8_t *mask, bool causal, float scale, int B, int H, int Tq, int Tk,
@@ -128,6 +138,8 @@ static void watch_begin(Device *dev, Module *const *module, const bool *teacher,
     Ops *o = &watch.ops;
     o->gemm = watched_gemm;
     o->gemm_bgrad = watched_gemm_bgrad;
+    o->gemm_gelu_tanh = watched_gemm_gelu_tanh;
+    o->gemm_dgelu_tanh = watched_gemm_dgelu_tanh;
     o->attention_fwd = watched_attention_fwd;
     o->attention_bwd = watched_attention_bwd;
     o->bce_loss = watched_bce_loss;

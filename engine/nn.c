@@ -38,6 +38,16 @@ Tensor *linear(Ctx *c, Layer l, Tensor *x) {
 Tensor *linear_f32(Ctx *c, Layer l, Tensor *x) { return op_linear_f32(c, x, l.w, l.b); }
 Tensor *norm(Ctx *c, Layer l, Tensor *x, float eps) { return op_layernorm(c, x, l.w, l.b, eps); }
 
+Tensor *activate(Ctx *c, Activation act, Tensor *x) {
+    return act == ACT_GELU ? op_gelu(c, x) : act == ACT_GELU_TANH ? op_gelu_tanh(c, x) : op_quick_gelu(c, x);
+}
+
+Tensor *mlp(Ctx *c, Layer fc1, Activation act, Layer fc2, Tensor *x) {
+    /* Libraries have the tanh form beside their products. What an adapter adds comes in between. */
+    if (act == ACT_GELU_TANH && !fc1.lora_a && !fc2.lora_a) return op_mlp_gelu_tanh(c, x, fc1.w, fc1.b, fc2.w, fc2.b);
+    return linear(c, fc2, activate(c, act, linear(c, fc1, x)));
+}
+
 /* The attention's and the MLP's projections, as their authors and most users choose. */
 static void adapt(Lora *l, Block *b, const char *prefix, const BlockNames *names) {
     const int64_t r = l->rank, C = b->qkv.w->shape[0] / 3;
@@ -74,9 +84,8 @@ void blocks_init(ParamSet *ps, Block *b, int n) {
 /* The block's second half; `attended`, projected, is still to be added to x. */
 static Tensor *mlp_residual(Ctx *c, const Block *b, Tensor *x, Tensor *attended, const BlockSpec *s) {
     attended = op_dropout(c, linear(c, b->proj, attended), s->dropout);
-    Tensor *h = linear(c, b->fc1, op_add_layernorm(c, &x, x, attended, b->norm2.w, b->norm2.b, s->eps));
-    h = s->act == ACT_GELU ? op_gelu(c, h) : op_quick_gelu(c, h);
-    return op_add(c, x, op_dropout(c, linear(c, b->fc2, h), s->dropout));
+    Tensor *h = op_add_layernorm(c, &x, x, attended, b->norm2.w, b->norm2.b, s->eps);
+    return op_add(c, x, op_dropout(c, mlp(c, b->fc1, s->act, b->fc2, h), s->dropout));
 }
 
 static Tensor *block_body(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s) {

@@ -3,7 +3,7 @@
 #include "engine/op.h"
 #include "engine/param.h"
 
-typedef enum Activation { ACT_GELU, ACT_QUICK_GELU } Activation;
+typedef enum Activation { ACT_GELU, ACT_GELU_TANH, ACT_QUICK_GELU } Activation;
 
 /* A linear layer or a norm: weight and bias (bias NULL where the model has none); a linear layer's adapter, or NULL
  * (lora.h): fused layers have as many A below each other, (parts*r, in), and B (out, r) by part. */
@@ -15,6 +15,9 @@ Layer norm_new(ParamSet *ps, int64_t C, const char *name, ...) __attribute__((fo
 Tensor *linear(Ctx *c, Layer l, Tensor *x);
 Tensor *linear_f32(Ctx *c, Layer l, Tensor *x); /* the result in f32 */
 Tensor *norm(Ctx *c, Layer l, Tensor *x, float eps);
+Tensor *activate(Ctx *c, Activation act, Tensor *x);
+/* fc2(act(fc1 x)) */
+Tensor *mlp(Ctx *c, Layer fc1, Activation act, Layer fc2, Tensor *x);
 
 /* A pre-LN transformer block: x += proj(attention(norm1 x)); x += fc2(act(fc1(norm2 x))). */
 typedef struct Block {

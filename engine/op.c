@@ -138,6 +138,46 @@ Tensor *op_linear_lora(Ctx *c, Tensor *x, Tensor *w, Tensor *b, Tensor *lora_a, 
     return y;
 }
 
+typedef struct Mlp {
+    Tensor *y, *x, *w1, *b1, *w2, *b2;
+    void *h, *pre; /* h = gelu_tanh(pre) (rows, F) */
+} Mlp;
+
+static void mlp_backward(Ctx *c, void *saved) {
+    Mlp *m = saved;
+    const DType t = m->x->dtype;
+    const int64_t rows = rows_of(m->x), Kd = last_dim(m->x), F = m->w1->shape[0], N = last_dim(m->y);
+    const void *dy = grad_of(m->y);
+    bool fresh;
+    void *dx = grad_write(c, m->x, &fresh), *dw1 = grad_add(c, m->w1), *db1 = grad_add(c, m->b1), *dw2 = grad_add(c, m->w2),
+         *db2 = grad_add(c, m->b2);
+    K->gemm_bgrad(S, t, dw2, db2, dy, m->h, rows, N, F);
+    if (!dx && !dw1 && !db1) return;
+    size_t mark = arena_mark(c->step);
+    void *dpre = arena_alloc(c->step, (size_t)(rows * F) * dtype_size(t));
+    K->gemm_dgelu_tanh(S, t, dpre, m->pre, dy, as(m->w2, t), rows, F, N);
+    K->gemm_bgrad(S, t, dw1, db1, dpre, m->x->data, rows, F, Kd);
+    if (dx) K->gemm(S, t, t, dx, Kd, dpre, F, as(m->w1, t), Kd, NULL, false, false, rows, Kd, F, !fresh);
+    arena_reset(c->step, mark);
+}
+
+Tensor *op_mlp_gelu_tanh(Ctx *c, Tensor *x, Tensor *w1, Tensor *b1, Tensor *w2, Tensor *b2) {
+    const DType t = x->dtype;
+    const int64_t rows = rows_of(x), Kd = last_dim(x), F = w1->shape[0];
+    CHECK(w1->ndim == 2 && w1->shape[1] == Kd && (!b1 || numel(b1) == F),
+          "linear %s: input has %" PRId64 " channels, weight %" PRId64 ", %" PRId64 " outputs", w1->name ? w1->name : "", Kd, last_dim(w1), F);
+    Tensor *h = TENSOR(c, t, rows, F);
+    const bool learns = taped(c, x) | taped(c, w1) | taped(c, b1) | taped(c, w2) | taped(c, b2);
+    void *pre = learns ? arena_alloc(c->step, tensor_bytes(h)) : NULL;
+    K->gemm_gelu_tanh(S, t, h->data, pre, x->data, as(w1, t), b1 ? b1->data : NULL, rows, F, Kd);
+    Tensor *y = linear_product(c, t, h, w2, b2);
+    memcpy(y->shape, x->shape, sizeof y->shape);
+    y->ndim = x->ndim;
+    y->shape[y->ndim - 1] = w2->shape[0];
+    if (learns) tape_push(c, mlp_backward, SAVE(c, Mlp, y, x, w1, b1, w2, b2, h->data, pre), y);
+    return y;
+}
+
 /* ---- elementwise ---------------------------------------------------------------------------------- */
 
 typedef struct Unary {
@@ -157,6 +197,7 @@ typedef struct Unary {
         return y;                                                                                            \
     }
 ACTIVATION(gelu, x)
+ACTIVATION(gelu_tanh, x)
 ACTIVATION(quick_gelu, x)
 ACTIVATION(elu1, x)
 ACTIVATION(tanh, y)

@@ -13,8 +13,12 @@ Tensor *op_linear_f32(Ctx *c, Tensor *x, Tensor *w, Tensor *b);
 /* y = x w^T + b + (x A^T) B^T, part by part: of `parts` = rows of A / columns of B blocks of rows of w, block i adds
  * B_i (N/parts, r) times A_i (r, K). See lora.h. */
 Tensor *op_linear_lora(Ctx *c, Tensor *x, Tensor *w, Tensor *b, Tensor *lora_a, Tensor *lora_b);
+/* y = gelu_tanh(x w1^T + b1) w2^T + b2: x (..., K), w1 (F, K), w2 (N, F); b1, b2 may be NULL. gelu and its slope ride on the
+ * products where the device can (ops.h). */
+Tensor *op_mlp_gelu_tanh(Ctx *c, Tensor *x, Tensor *w1, Tensor *b1, Tensor *w2, Tensor *b2);
 
 Tensor *op_gelu(Ctx *c, Tensor *x);
+Tensor *op_gelu_tanh(Ctx *c, Tensor *x);                  /* gelu's tanh approximation */
 Tensor *op_quick_gelu(Ctx *c, Tensor *x);
 Tensor *op_tanh(Ctx *c, Tensor *x);
 Tensor *op_sigmoid(Ctx *c, Tensor *x);

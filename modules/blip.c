@@ -294,20 +294,20 @@ static Tensor *keys_values(Ctx *c, const BertLayer *l, const Seen *s, int64_t n)
     return s->row ? op_gather(c, kv, s->row, n) : kv;
 }
 
-/* norm(x + linear(y)) */
-static Tensor *joined(const Blip *o, Ctx *c, Layer l, Tensor *y, Tensor *x, Layer n) {
-    return norm(c, n, op_add(c, op_dropout(c, linear(c, l, y), (float)o->dropout), x), (float)o->text_eps);
+/* norm(x + y) */
+static Tensor *joined(const Blip *o, Ctx *c, Tensor *y, Tensor *x, Layer n) {
+    return norm(c, n, op_add(c, op_dropout(c, y, (float)o->dropout), x), (float)o->text_eps);
 }
 
 static Tensor *layer_body(const Blip *o, Ctx *c, const BertLayer *l, Tensor *x, Tensor *kv,
                           const uint8_t *mask, bool causal, const Seen *s) {
     const int H = (int)o->text_heads;
-    x = joined(o, c, l->out, op_self_attention(c, linear(c, l->qkv, x), H, mask, causal), x, l->norm1);
+    Tensor *a = op_self_attention(c, linear(c, l->qkv, x), H, mask, causal);
+    x = joined(o, c, linear(c, l->out, a), x, l->norm1);
     if (!kv) kv = keys_values(c, l, s, x->shape[0]);
-    x = joined(o, c, l->cross_out, op_cross_attention(c, linear(c, l->q, x), kv, H, s->mask), x, l->norm2);
-    Tensor *h = linear(c, l->fc1, x);
-    h = o->text_act == ACT_GELU ? op_gelu(c, h) : op_quick_gelu(c, h);
-    return joined(o, c, l->fc2, h, x, l->norm3);
+    a = op_cross_attention(c, linear(c, l->q, x), kv, H, s->mask);
+    x = joined(o, c, linear(c, l->cross_out, a), x, l->norm2);
+    return joined(o, c, mlp(c, l->fc1, o->text_act, l->fc2, x), x, l->norm3);
 }
 
 static Tensor *bert_run(const Blip *o, Ctx *c, const Bert *b, Tensor *x, const uint8_t *mask, bool causal,
@@ -333,8 +333,7 @@ static Tensor *bert_run(const Blip *o, Ctx *c, const Bert *b, Tensor *x, const u
 
 /* The decoder's logits over the vocabulary: (rows, W) -> (rows, vocab). */
 static Tensor *word_logits(const Blip *o, Ctx *c, Tensor *x) {
-    x = linear(c, o->transform, x);
-    x = o->text_act == ACT_GELU ? op_gelu(c, x) : op_quick_gelu(c, x);
+    x = activate(c, o->text_act, linear(c, o->transform, x));
     return op_linear_f32(c, norm(c, o->transform_norm, x, (float)o->text_eps), o->decoder.word, o->word_bias);
 }
 

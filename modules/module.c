@@ -47,11 +47,14 @@ bool config_activation(const Module *m, const char *key, const char *fallback, A
     const char *name = config_string(m, key, fallback);
     if (!strcmp(name, "gelu"))
         *out = ACT_GELU;
+    else if (!strcmp(name, "gelu_new") || !strcmp(name, "gelu_pytorch_tanh")) /* two names of one function */
+        *out = ACT_GELU_TANH;
     else if (!strcmp(name, "quick_gelu"))
         *out = ACT_QUICK_GELU;
     else
-        return fail_as(e, FAIL_MODEL, "%s/config.json: %s is \"%s\"; known are gelu, quick_gelu", m->folder,
-                       key, name);
+        return fail_as(e, FAIL_MODEL,
+                       "%s/config.json: %s is \"%s\"; known are gelu, gelu_new, gelu_pytorch_tanh, quick_gelu",
+                       m->folder, key, name);
     return true;
 }
 

@@ -62,6 +62,7 @@ static double sigmoid_slope(double y) { return y * (1 - y); }
     }
 
 ACTIVATION(gelu, gelu, gelu_slope, ELT_GELU)
+ACTIVATION(gelu_tanh, gelu_tanh, gelu_tanh_slope, ELT_GELU_TANH)
 ACTIVATION(quick_gelu, quick_gelu, quick_gelu_slope, ELT_QUICK_GELU)
 ACTIVATION(elu1, elu1, elu1_slope, ELT_ELU)
 ACTIVATION(tanh, tanh, tanh_slope, ELT_TANH)
@@ -190,7 +191,10 @@ void rows_elementwise(Table *t) {
     const int64_t B = shape_batch(t), M = shape_rows(t), C = s->C, n = M * C;
     const bool clip = s->Q || s->causal; /* OWL-ViT's towers */
     if (clip) rows_quick_gelu(t, M, s->mlp, -3, 3);
-    if (!clip || s->V) rows_gelu(t, M, s->mlp, -3, 3);
+    if (!clip || s->V) {
+        rows_gelu(t, M, s->mlp, -3, 3);
+        rows_gelu_tanh(t, M, s->mlp, -3, 3);
+    }
     if (s->V) rows_tanh(t, B, C, -1, 1);
     if (s->Q) {
         rows_elu1(t, B, s->Q, -3, 3);

@@ -78,6 +78,43 @@ static void gemm_and_bias_bwd(Table *t, const Case *c, void *const *p) {
     t->k->bias_bwd(t->s, t->t, p[DBIAS], p[DY], c->M, c->N);
 }
 
+/* fc1 with gelu's tanh form, y and pre (M,N) from x (M,K), w (N,K), bias (N); and fc2's way back, dpre (M,N) from pre (M,N),
+ * dz (M,K), w (K,N). */
+enum { Y_, PRE, FX, FW, FBIAS };
+RUN(gemm_gelu_tanh, p[Y_], p[PRE], p[FX], p[FW], p[FBIAS], c->M, c->N, c->K)
+WANT(gemm_gelu_tanh) {
+    const int64_t m = i / c->N, n = i % c->N;
+    double sum = IN(FBIAS, n);
+    *size = fabs(sum);
+    for (int64_t l = 0; l < c->K; l++) {
+        const double term = IN(FX, m * c->K + l) * IN(FW, n * c->K + l);
+        sum += term;
+        *size += fabs(term);
+    }
+    return k == PRE ? sum : gelu_tanh(sum);
+}
+static void gemm_and_gelu_tanh(Table *t, const Case *c, void *const *p) {
+    t->k->gemm(t->s, t->t, t->t, p[PRE], c->N, p[FX], c->K, p[FW], c->K, p[FBIAS], false, true, c->M, c->N, c->K, 0);
+    t->k->gelu_tanh_fwd(t->s, t->t, p[Y_], p[PRE], c->M * c->N);
+}
+enum { DPRE, DPRE_OF, DZ, DW2 };
+RUN(gemm_dgelu_tanh, p[DPRE], p[DPRE_OF], p[DZ], p[DW2], c->M, c->N, c->K)
+WANT(gemm_dgelu_tanh) {
+    const int64_t m = i / c->N, n = i % c->N;
+    double sum = 0;
+    *size = 0, (void)k;
+    for (int64_t l = 0; l < c->K; l++) {
+        const double term = IN(DZ, m * c->K + l) * IN(DW2, l * c->N + n);
+        sum += term;
+        *size += fabs(term);
+    }
+    return sum * gelu_tanh_slope(IN(DPRE_OF, i));
+}
+static void gemm_and_gelu_tanh_bwd(Table *t, const Case *c, void *const *p) {
+    t->k->gemm(t->s, t->t, t->t, p[DPRE], c->N, p[DZ], c->K, p[DW2], c->N, NULL, false, false, c->M, c->N, c->K, 0);
+    t->k->gelu_tanh_bwd(t->s, t->t, p[DPRE], p[DPRE_OF], p[DPRE], c->M * c->N);
+}
+
 void rows_gemm(Table *t) {
     const Shape *s = t->shape;
     const int64_t B = shape_batch(t), rows = shape_rows(t), C = s->C, F = s->mlp,
@@ -152,4 +189,35 @@ void rows_gemm(Table *t) {
                      .library_card = gemm_and_bias_bwd,
                      .library_card_name = "gemm, bias_bwd"},
               "%" PRId64 "x%" PRId64 "x%" PRId64, F, C, rows);
+    if ((s->Q || s->causal) && !s->V) return; /* CLIP's towers have quick_gelu */
+    bench_row(t,
+              (Case){.op = "gemm_gelu_tanh",
+                     .what = "fc1",
+                     .slot = {T_OUT(rows * F), T_OUT(rows * F), T_IN(rows * C, -2, 2), T_IN(F * C, -1, 1), F_IN(F, 0, 1)},
+                     .flops = 2.0 * (double)rows * (double)F * (double)C,
+                     .M = rows,
+                     .N = F,
+                     .K = C,
+                     .terms = (int)C,
+                     .samples = 64,
+                     .run = run_gemm_gelu_tanh,
+                     .want = want_gemm_gelu_tanh,
+                     .library_card = gemm_and_gelu_tanh,
+                     .library_card_name = "gemm, gelu_tanh_fwd"},
+              "%" PRId64 "x%" PRId64 "x%" PRId64, rows, F, C);
+    bench_row(t,
+              (Case){.op = "gemm_dgelu_tanh",
+                     .what = "fc2",
+                     .slot = {T_OUT(rows * F), T_IN(rows * F, -3, 3), T_IN(rows * C, -1, 1), T_IN(F * C, -1, 1)},
+                     .flops = 2.0 * (double)rows * (double)F * (double)C,
+                     .M = rows,
+                     .N = F,
+                     .K = C,
+                     .terms = (int)C,
+                     .samples = 64,
+                     .run = run_gemm_dgelu_tanh,
+                     .want = want_gemm_dgelu_tanh,
+                     .library_card = gemm_and_gelu_tanh_bwd,
+                     .library_card_name = "gemm, gelu_tanh_bwd"},
+              "%" PRId64 "x%" PRId64 "x%" PRId64, rows, F, C);
 }

@@ -10,6 +10,13 @@
 
 /* ---- activations ---------------------------------------------------------------------------------- */
 
+static inline float gelu_tanh_f(float x) {
+    float c = x < -10.0f ? -10.0f : x;
+    return c * sigmoid_f(gelu_tanh_2u(x));
+}
+
+static inline float gelu_tanh_slope(float x) { return gelu_tanh_slope_of(x, exp_f(-fabsf(gelu_tanh_2u(x)))); }
+
 static inline float quick_gelu_f(float x) {
     float c = x < -88.0f ? -88.0f : x; /* past -61 the product is 0 in f32; keeps -infinity finite */
     return c * sigmoid_f(1.702f * x);
@@ -59,6 +66,7 @@ static inline float sigmoid_slope(float y) { return y * (1.0f - y); }
     }
 
 ACTIVATION(gelu, gelu_f, gelu_slope)
+ACTIVATION(gelu_tanh, gelu_tanh_f, gelu_tanh_slope)
 ACTIVATION(quick_gelu, quick_gelu_f, quick_gelu_slope)
 ACTIVATION(elu1, elu1_f, elu1_slope)
 ACTIVATION(tanh, tanh_f, tanh_slope)

@@ -57,6 +57,10 @@ struct Gelu {
     static __device__ float slope(float x) { return gelu_slope(x); }
 };
 __device__ __forceinline__ float sigmoid_f(float x) { return 1.0f / (1.0f + expf(-x)); }
+struct GeluTanh {
+    static __device__ float value(float x) { return (x < -10.0f ? -10.0f : x) * sigmoid_f(gelu_tanh_2u(x)); }
+    static __device__ float slope(float x) { return gelu_tanh_slope_of(x, expf(-fabsf(gelu_tanh_2u(x)))); }
+};
 struct QuickGelu { /* past -61 the product is 0 in f32: the clamp keeps infinities out of it */
     static __device__ float value(float x) { return (x < -88.0f ? -88.0f : x) * sigmoid_f(1.702f * x); }
     static __device__ float slope(float x) {
@@ -116,6 +120,7 @@ struct AddProduct {
     }
 
 ACTIVATION(gelu, Gelu)
+ACTIVATION(gelu_tanh, GeluTanh)
 ACTIVATION(quick_gelu, QuickGelu)
 ACTIVATION(elu1, Elu1)
 ACTIVATION(tanh, Tanh)

@@ -11,6 +11,11 @@
  *   BGRADB    the bias's gradient beside the weight's, dw += dy^T x: dy is the second operand, its sums over K are the rows' sum.
  *             The sums have the type of C, f32, whatever dy is. They are written, beta is C's alone, so they go to scratch
  *             memory and are added from there.
+ *   GELU_BIAS, GELU_AUX_BIAS, DGELU    gelu of a product and the way back, AUX being what gelu was taken of. The library's
+ *             gelu is the tanh form: for models that ask for that; the published ones want the exact one (PyTorch, too,
+ *             uses it for that form alone). In bf16 only: NVIDIA says nothing of how near it comes, and while the rounding to
+ *             bf16 hides a tanh of the hardware (2^-11), f32 would not. Rows of AUX are a multiple of 8 values.
+ * DGELU_BGRAD is not used: its sums have C's type, bf16 there, and the next product, of the weight's gradient, has them in f32.
  *
  * The library promises the same bits for the same call on the same kind of card.
  */
@@ -45,6 +50,7 @@ typedef struct Epilogue {
     cublasLtEpilogue_t kind;
     const void *vector; /* BIAS: read. BGRADB: written. At a multiple of 16 bytes */
     bool f32_vector;    /* the vector is f32, not of C's type */
+    const void *aux;    /* GELU_AUX: written. DGELU: read. Rows of N values of C's type, the same alignment */
 } Epilogue;
 
 typedef struct Plan {
@@ -77,6 +83,10 @@ static cublasLtMatrixLayout_t layout(DType t, int64_t rows, int64_t n, int64_t l
 /* Where the epilogue reads and writes. The heuristic, too, looks at these addresses: at how they are aligned. */
 static void point(const Plan *p, const Epilogue *e) {
     if (e->vector) LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &e->vector, sizeof e->vector));
+    if (e->aux) {
+        LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &e->aux, sizeof e->aux));
+        LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &p->shape.N, sizeof p->shape.N));
+    }
 }
 
 static void plan_make(Plan *p, const Shape *s, const Epilogue *e) {
@@ -254,4 +264,33 @@ void cuda_gemm_bgrad(Stream *s, DType t, float *dw, float *dbias, const void *dy
     }
     if (dw) cuda_gemm(s, t, F32, dw, K, dy, N, x, K, NULL, true, false, N, K, rows, 1);
     cuda_bias_bwd(s, t, dbias, dy, rows, N);
+}
+
+/* See the file's head. */
+static bool gelu_fits(DType t, const void *aux, int64_t rows, int64_t N, int64_t K) {
+    return t == BF16 && rows && N && K && alignment(aux) == NO_ALIGNMENT && N % 8 == 0;
+}
+
+void cuda_gemm_gelu_tanh(Stream *s, DType t, void *y, void *pre, const void *x, const void *w, const float *bias, int64_t rows, int64_t N,
+                         int64_t K) {
+    if (bias && gelu_fits(t, pre, rows, N, K)) {
+        Epilogue e = {.kind = pre ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS, .aux = pre};
+        e.vector = bias, e.f32_vector = true;
+        if (alignment(bias) == NO_ALIGNMENT && product(s, t, t, y, N, x, K, w, K, e, false, true, rows, N, K, 0)) return;
+        void *copy = cuda_scratch(s, (size_t)N * dtype_size(t));
+        ops_cuda.cast(s, t, copy, F32, bias, N);
+        e.vector = copy, e.f32_vector = false;
+        if (product(s, t, t, y, N, x, K, w, K, e, false, true, rows, N, K, 0)) return;
+    }
+    if (!pre) pre = y;
+    cuda_gemm(s, t, t, pre, N, x, K, w, K, bias, false, true, rows, N, K, 0);
+    cuda_gelu_tanh_fwd(s, t, y, pre, rows * N);
+}
+
+void cuda_gemm_dgelu_tanh(Stream *s, DType t, void *dpre, const void *pre, const void *dz, const void *w, int64_t rows, int64_t N,
+                          int64_t K) {
+    const Epilogue e = {.kind = CUBLASLT_EPILOGUE_DGELU, .aux = pre};
+    if (gelu_fits(t, pre, rows, N, K) && product(s, t, t, dpre, N, dz, K, w, N, e, false, false, rows, N, K, 0)) return;
+    cuda_gemm(s, t, t, dpre, N, dz, K, w, N, NULL, false, false, rows, N, K, 0);
+    cuda_gelu_tanh_bwd(s, t, dpre, pre, dpre, rows * N);
 }

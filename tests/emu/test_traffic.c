@@ -42,6 +42,8 @@ static void run_image_patches(DType t);
 CASE(gelu_fwd, op->gelu_fwd(s, t, x[0], x[1], N))
 CASE(gelu_bwd, op->gelu_bwd(s, t, x[0], x[1], x[2], N))
 CASE(gelu_bwd_in_place, op->gelu_bwd(s, t, x[0], x[1], x[0], N))
+CASE(gelu_tanh_fwd, op->gelu_tanh_fwd(s, t, x[0], x[1], N))
+CASE(gelu_tanh_bwd, op->gelu_tanh_bwd(s, t, x[0], x[1], x[2], N))
 CASE(quick_gelu_fwd, op->quick_gelu_fwd(s, t, x[0], x[1], N))
 CASE(quick_gelu_bwd, op->quick_gelu_bwd(s, t, x[0], x[1], x[2], N))
 CASE(elu1_fwd, op->elu1_fwd(s, t, x[0], x[1], N))
@@ -108,6 +110,8 @@ static const struct {
     {"gelu_fwd", run_gelu_fwd, 2, 0},
     {"gelu_bwd", run_gelu_bwd, 4, 0},
     {"gelu_bwd_in_place", run_gelu_bwd_in_place, 3, 0},
+    {"gelu_tanh_fwd", run_gelu_tanh_fwd, 2, 0},
+    {"gelu_tanh_bwd", run_gelu_tanh_bwd, 4, 0},
     {"quick_gelu_fwd", run_quick_gelu_fwd, 2, 0},
     {"quick_gelu_bwd", run_quick_gelu_bwd, 4, 0},
     {"elu1_fwd", run_elu1_fwd, 2, 0},

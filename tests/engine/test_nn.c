@@ -39,11 +39,11 @@ TEST(nn_first_token_block) {
     Ctx *c = &n.rig.ctx;
     float dy[B * C], *value[2], *dx[2], *dp[2];
     random_fill(dy, B * C, 4, -1, 1);
-    for (int act = 0; act < 2; act++) {
+    for (Activation act = ACT_GELU; act <= ACT_QUICK_GELU; act++) {
         for (int first = 0; first < 2; first++) {
             rig_begin(&n.rig, true);
             params_zero_grad(&n.ps);
-            BlockSpec s = {.H = 3, .eps = 1e-5f, .act = act ? ACT_QUICK_GELU : ACT_GELU};
+            BlockSpec s = {.H = 3, .eps = 1e-5f, .act = act};
             Tensor *x = masked(c, &s), *y = block_forward(c, &n.block[0], x, &s);
             y = first ? block_forward_first(c, &n.block[1], y, &s)
                       : op_slice_tokens(c, block_forward(c, &n.block[1], y, &s), 0, 1);

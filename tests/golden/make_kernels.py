@@ -225,10 +225,21 @@ want = p.clone()
 want[:300], want[310:] = parts[0].detach(), parts[1].detach()
 put("optim", "adamw", [1000], {"want": want})
 
-# ---- gemm, later cases (at the end, so that the numbers drawn before stay what they were): dw += dy^T x, dbias += rows of dy
+# ---- later cases, at the end, so that the numbers drawn before stay what they were
+
+# gemm_bgrad: dw += dy^T x, dbias += the rows of dy; gelu's tanh form by itself and beside a product, there and back
 
 for M, N, K in ((1, 1, 1), (5, 37, 13), (35, 17, 130)):
     case("gemm", "gemm_bgrad", [M, N, K], {"x": rand(M, K), "w": rand(N, K), "bias": rand(N)}, lambda x, w, bias: x @ w.T + bias)
+for n in (1, 37, 1000):
+    case("elementwise", "gelu_tanh", [n], {"x": rand(n, lo=-8, hi=8)}, lambda x: F.gelu(x, approximate="tanh"))
+for M, N, K in ((1, 1, 1), (5, 37, 13), (35, 17, 130)):
+    x, w, bias = rand(M, K), rand(N, K), rand(N)
+    pre = x @ w.T + bias
+    put("gemm", "gemm_gelu_tanh", [M, N, K], {"x": x, "w": w, "bias": bias, "pre": pre, "y": F.gelu(pre, approximate="tanh")})
+    dz, w, pre = rand(M, K), rand(K, N), rand(M, N, lo=-4, hi=4).requires_grad_(True)
+    z = F.gelu(pre, approximate="tanh") @ w.T
+    put("gemm", "gemm_dgelu_tanh", [M, N, K], {"dz": dz, "w": w, "pre": pre, "dpre": torch.autograd.grad(z, pre, dz)[0]})
 
 total = 0
 for family, tensors in families.items():
