@@ -126,6 +126,19 @@ def make_vilt():
     write_golden(folder, lambda dtype: reference.vilt_case(folder, copy.deepcopy(model), rows, dtype))
 
 
+def make_vilt_tanh():
+    """An MLP whose activation is gelu's tanh form, which transformers calls gelu_pytorch_tanh and gelu_new."""
+    folder = tiny("vilt-tanh")
+    write_words(folder, 60)
+    config = transformers.ViltConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, hidden_act="gelu_pytorch_tanh",
+        max_position_embeddings=12, image_size=32, patch_size=8, layer_norm_eps=1e-6, modality_type_vocab_size=2,
+        num_labels=5, tie_word_embeddings=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
+    model = reference.vilt_save(folder, config, 32)
+    rows = asks(32, ["Is the ball red?", "what color is the striped box left of the tree", "How many trees?"])
+    write_golden(folder, lambda dtype: reference.vilt_case(folder, copy.deepcopy(model), rows, dtype))
+
+
 def make_nlvr2():
     """Questions about two pictures of different sizes; the same picture comes first once and second once."""
     folder = tiny("nlvr2")

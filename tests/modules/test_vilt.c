@@ -36,6 +36,27 @@ TEST(vilt_image_once) {
     case_close(&g);
 }
 
+/* ---- gelu's tanh form ------------------------------------------------------------------------------ */
+
+#define TANH "tests/golden/tiny-vilt-tanh"
+
+DEVICE_TEST(vilt_tanh_outputs) { golden_check_outputs(TANH, 1e-5); }
+DEVICE_TEST(vilt_tanh_gradients) { golden_check_gradients(TANH, 1e-4); }
+DEVICE_TEST(vilt_tanh_bf16) { golden_check_bf16(TANH); }
+TEST(vilt_tanh_ten_updates) { golden_check_updates(TANH, 1e-3); }
+
+TEST(vilt_activation_names) {
+    static const struct { const char *name; Activation act; } rows[] = {
+        {"gelu", ACT_GELU}, {"gelu_new", ACT_GELU_TANH}, {"gelu_pytorch_tanh", ACT_GELU_TANH}, {"quick_gelu", ACT_QUICK_GELU}};
+    for (int i = 0; i < COUNT_OF(rows); i++) {
+        Module m = {.folder = "a", .config = json_pack("{s:s}", "hidden_act", rows[i].name)};
+        Activation act;
+        Error e = {0};
+        EXPECT(config_activation(&m, "hidden_act", "gelu", &act, &e) && act == rows[i].act, "%s: %s", rows[i].name, e.text);
+        json_decref(m.config);
+    }
+}
+
 /* ---- two pictures --------------------------------------------------------------------------------- */
 
 #define NLVR2 "tests/golden/tiny-nlvr2"
