@@ -43,8 +43,8 @@ Tensor *activate(Ctx *c, Activation act, Tensor *x) {
 }
 
 Tensor *mlp(Ctx *c, Layer fc1, Activation act, Layer fc2, Tensor *x) {
-    /* Libraries have the tanh form beside their products. What an adapter adds comes in between. */
-    if (act == ACT_GELU_TANH && !fc1.lora_a && !fc2.lora_a) return op_mlp_gelu_tanh(c, x, fc1.w, fc1.b, fc2.w, fc2.b);
+    /* What an adapter adds comes between the products and the activation. */
+    if (!fc1.lora_a && !fc2.lora_a) return op_mlp(c, act, x, fc1.w, fc1.b, fc2.w, fc2.b);
     return linear(c, fc2, activate(c, act, linear(c, fc1, x)));
 }
 

@@ -3,8 +3,6 @@
 #include "engine/op.h"
 #include "engine/param.h"
 
-typedef enum Activation { ACT_GELU, ACT_GELU_TANH, ACT_QUICK_GELU } Activation;
-
 /* A linear layer or a norm: weight and bias (bias NULL where the model has none); a linear layer's adapter, or NULL
  * (lora.h): fused layers have as many A below each other, (parts*r, in), and B (out, r) by part. */
 typedef struct Layer { Tensor *w, *b, *lora_a, *lora_b; } Layer;

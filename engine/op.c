@@ -138,10 +138,27 @@ Tensor *op_linear_lora(Ctx *c, Tensor *x, Tensor *w, Tensor *b, Tensor *lora_a, 
     return y;
 }
 
+/* ---- mlp ------------------------------------------------------------------------------------------ */
+
 typedef struct Mlp {
     Tensor *y, *x, *w1, *b1, *w2, *b2;
-    void *h, *pre; /* h = gelu_tanh(pre) (rows, F) */
+    void *pre; /* x w1^T + b1 (rows, F) */
+    Activation act;
 } Mlp;
+
+static void act_fwd(Ctx *c, Activation act, DType t, void *h, const void *pre, int64_t n) {
+    (act == ACT_GELU ? K->gelu_fwd : act == ACT_GELU_TANH ? K->gelu_tanh_fwd : K->quick_gelu_fwd)(S, t, h, pre, n);
+}
+
+/* dpre = (dy w2) act'(pre) */
+static void act_bwd(Ctx *c, const Mlp *m, DType t, void *dpre, const void *dy, int64_t rows, int64_t F, int64_t N) {
+    if (m->act == ACT_GELU_TANH) {
+        K->gemm_dgelu_tanh(S, t, dpre, m->pre, dy, as(m->w2, t), rows, F, N);
+        return;
+    }
+    K->gemm(S, t, t, dpre, F, dy, N, as(m->w2, t), F, NULL, false, false, rows, F, N, 0);
+    (m->act == ACT_GELU ? K->gelu_bwd : K->quick_gelu_bwd)(S, t, dpre, m->pre, dpre, rows * F);
+}
 
 static void mlp_backward(Ctx *c, void *saved) {
     Mlp *m = saved;
@@ -149,32 +166,47 @@ static void mlp_backward(Ctx *c, void *saved) {
     const int64_t rows = rows_of(m->x), Kd = last_dim(m->x), F = m->w1->shape[0], N = last_dim(m->y);
     const void *dy = grad_of(m->y);
     bool fresh;
-    void *dx = grad_write(c, m->x, &fresh), *dw1 = grad_add(c, m->w1), *db1 = grad_add(c, m->b1), *dw2 = grad_add(c, m->w2),
-         *db2 = grad_add(c, m->b2);
-    K->gemm_bgrad(S, t, dw2, db2, dy, m->h, rows, N, F);
-    if (!dx && !dw1 && !db1) return;
+    void *dx = grad_write(c, m->x, &fresh), *dw1 = grad_add(c, m->w1), *db1 = grad_add(c, m->b1),
+         *dw2 = grad_add(c, m->w2), *db2 = grad_add(c, m->b2);
     size_t mark = arena_mark(c->step);
-    void *dpre = arena_alloc(c->step, (size_t)(rows * F) * dtype_size(t));
-    K->gemm_dgelu_tanh(S, t, dpre, m->pre, dy, as(m->w2, t), rows, F, N);
-    K->gemm_bgrad(S, t, dw1, db1, dpre, m->x->data, rows, F, Kd);
+    void *h = arena_alloc(c->step, (size_t)(rows * F) * dtype_size(t)), *dpre = h; /* one after the other */
+    if (dw2) act_fwd(c, m->act, t, h, m->pre, rows * F);
+    K->gemm_bgrad(S, t, dw2, db2, dy, h, rows, N, F);
+    if (dx || dw1 || db1) {
+        act_bwd(c, m, t, dpre, dy, rows, F, N);
+        K->gemm_bgrad(S, t, dw1, db1, dpre, m->x->data, rows, F, Kd);
+    }
     if (dx) K->gemm(S, t, t, dx, Kd, dpre, F, as(m->w1, t), Kd, NULL, false, false, rows, Kd, F, !fresh);
     arena_reset(c->step, mark);
 }
 
-Tensor *op_mlp_gelu_tanh(Ctx *c, Tensor *x, Tensor *w1, Tensor *b1, Tensor *w2, Tensor *b2) {
+Tensor *op_mlp(Ctx *c, Activation act, Tensor *x, Tensor *w1, Tensor *b1, Tensor *w2, Tensor *b2) {
     const DType t = x->dtype;
-    const int64_t rows = rows_of(x), Kd = last_dim(x), F = w1->shape[0];
-    CHECK(w1->ndim == 2 && w1->shape[1] == Kd && (!b1 || numel(b1) == F),
-          "linear %s: input has %" PRId64 " channels, weight %" PRId64 ", %" PRId64 " outputs", w1->name ? w1->name : "", Kd, last_dim(w1), F);
-    Tensor *h = TENSOR(c, t, rows, F);
+    const int64_t rows = rows_of(x), Kd = last_dim(x), F = w1->shape[0], N = w2->shape[0];
+    CHECK(w1->ndim == 2 && w1->shape[1] == Kd && (!b1 || numel(b1) == F) && w2->ndim == 2 && w2->shape[1] == F &&
+              (!b2 || numel(b2) == N),
+          "mlp %s: input has %" PRId64 " channels, weights (%" PRId64 ", %" PRId64 ") and (%" PRId64 ", %" PRId64 ")",
+          w1->name ? w1->name : "", Kd, F, w1->shape[1], N, w2->shape[1]);
+    int64_t shape[MAX_DIMS];
+    memcpy(shape, x->shape, sizeof shape);
+    shape[x->ndim - 1] = N;
+    Tensor *y = tensor_new(c, t, x->ndim, shape);
+    y->name = w2->name;
+    const size_t bytes = (size_t)(rows * F) * dtype_size(t);
     const bool learns = taped(c, x) | taped(c, w1) | taped(c, b1) | taped(c, w2) | taped(c, b2);
-    void *pre = learns ? arena_alloc(c->step, tensor_bytes(h)) : NULL;
-    K->gemm_gelu_tanh(S, t, h->data, pre, x->data, as(w1, t), b1 ? b1->data : NULL, rows, F, Kd);
-    Tensor *y = linear_product(c, t, h, w2, b2);
-    memcpy(y->shape, x->shape, sizeof y->shape);
-    y->ndim = x->ndim;
-    y->shape[y->ndim - 1] = w2->shape[0];
-    if (learns) tape_push(c, mlp_backward, SAVE(c, Mlp, y, x, w1, b1, w2, b2, h->data, pre), y);
+    void *pre = learns ? arena_alloc(c->step, bytes) : NULL;
+    size_t mark = arena_mark(c->step);
+    void *h = arena_alloc(c->step, bytes);
+    if (act == ACT_GELU_TANH) {
+        K->gemm_gelu_tanh(S, t, h, pre, x->data, as(w1, t), b1 ? b1->data : NULL, rows, F, Kd);
+    } else {
+        void *to = learns ? pre : h;
+        K->gemm(S, t, t, to, F, x->data, Kd, as(w1, t), Kd, b1 ? b1->data : NULL, false, true, rows, F, Kd, 0);
+        act_fwd(c, act, t, h, to, rows * F);
+    }
+    K->gemm(S, t, t, y->data, N, h, F, as(w2, t), F, b2 ? b2->data : NULL, false, true, rows, N, F, 0);
+    arena_reset(c->step, mark);
+    if (learns) tape_push(c, mlp_backward, SAVE(c, Mlp, y, x, w1, b1, w2, b2, pre, act), y);
     return y;
 }
 

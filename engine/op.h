@@ -6,6 +6,8 @@
 #pragma once
 #include "engine/tape.h"
 
+typedef enum Activation { ACT_GELU, ACT_GELU_TANH, ACT_QUICK_GELU } Activation;
+
 /* y = x w^T + b: x (..., K), w (N, K), b (N) or NULL -> (..., N). _f32: y is f32 also where x is bf16, unrounded: the last
  * layer of a network. */
 Tensor *op_linear(Ctx *c, Tensor *x, Tensor *w, Tensor *b);
@@ -13,9 +15,10 @@ Tensor *op_linear_f32(Ctx *c, Tensor *x, Tensor *w, Tensor *b);
 /* y = x w^T + b + (x A^T) B^T, part by part: of `parts` = rows of A / columns of B blocks of rows of w, block i adds
  * B_i (N/parts, r) times A_i (r, K). See lora.h. */
 Tensor *op_linear_lora(Ctx *c, Tensor *x, Tensor *w, Tensor *b, Tensor *lora_a, Tensor *lora_b);
-/* y = gelu_tanh(x w1^T + b1) w2^T + b2: x (..., K), w1 (F, K), w2 (N, F); b1, b2 may be NULL. gelu and its slope ride on the
- * products where the device can (ops.h). */
-Tensor *op_mlp_gelu_tanh(Ctx *c, Tensor *x, Tensor *w1, Tensor *b1, Tensor *w2, Tensor *b2);
+/* y = act(x w1^T + b1) w2^T + b2: x (..., K), w1 (F, K), w2 (N, F); b1, b2 may be NULL. What act reads is kept for
+ * the backward, what it gives is computed again: a fifth less memory for a transformer's activations, for 1 to
+ * 2 % of its arithmetic. The tanh form and its slope ride on the products where the device can (ops.h). */
+Tensor *op_mlp(Ctx *c, Activation act, Tensor *x, Tensor *w1, Tensor *b1, Tensor *w2, Tensor *b2);
 
 Tensor *op_gelu(Ctx *c, Tensor *x);
 Tensor *op_gelu_tanh(Ctx *c, Tensor *x);                  /* gelu's tanh approximation */

@@ -17,8 +17,9 @@ GRAPH(linear_plain) { return op_linear(c, x[0], x[1], NULL); }
 GRAPH(linear_lora) { return op_linear_lora(c, x[0], x[1], x[2], x[3], x[4]); }
 GRAPH(gelu) { return op_gelu(c, x[0]); }
 GRAPH(gelu_tanh) { return op_gelu_tanh(c, x[0]); }
-GRAPH(mlp_gelu_tanh) { return op_mlp_gelu_tanh(c, x[0], x[1], x[2], x[3], x[4]); }
-GRAPH(mlp_residual) { return op_add(c, x[0], op_mlp_gelu_tanh(c, x[0], x[1], NULL, x[2], NULL)); }
+GRAPH(mlp_gelu) { return op_mlp(c, ACT_GELU, x[0], x[1], x[2], x[3], x[4]); }
+GRAPH(mlp_gelu_tanh) { return op_mlp(c, ACT_GELU_TANH, x[0], x[1], x[2], x[3], x[4]); }
+GRAPH(mlp_residual) { return op_add(c, x[0], op_mlp(c, ACT_QUICK_GELU, x[0], x[1], NULL, x[2], NULL)); }
 GRAPH(quick_gelu) { return op_quick_gelu(c, x[0]); }
 GRAPH(tanh_) { return op_tanh(c, x[0]); }
 GRAPH(sigmoid_) { return op_sigmoid(c, x[0]); }
@@ -37,6 +38,7 @@ TEST(op_elementwise) {
         {"three in one with adapters", linear_lora, .nleaves = 5, .leaf = {L(7, 5), L(12, 5), L(12), L(6, 5), L(12, 2)}},
         {"gelu", gelu, .nleaves = 1, .leaf = {LR(-3, 3, 3, 7)}},
         {"gelu_tanh", gelu_tanh, .nleaves = 1, .leaf = {LR(-3, 3, 3, 7)}},
+        {"mlp", mlp_gelu, .nleaves = 5, .leaf = {L(2, 3, 5), L(7, 5), L(7), L(4, 7), L(4)}},
         {"mlp of gelu_tanh", mlp_gelu_tanh, .nleaves = 5, .leaf = {L(2, 3, 5), L(7, 5), L(7), L(4, 7), L(4)}},
         {"mlp without biases, its input used", mlp_residual, .nleaves = 3, .leaf = {L(2, 3, 5), L(7, 5), L(5, 7)}},
         {"quick_gelu", quick_gelu, .nleaves = 1, .leaf = {LR(-3, 3, 3, 7)}},
