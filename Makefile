@@ -1,7 +1,7 @@
 # vpdistill. `make` builds build/cpu/vpdistill; `make demo` runs the main job; `make test` runs the tests.
 # CUDA=1, MPI=1, DEBUG=1 and SAN=1 choose build directories of their own, so nothing ever needs a clean.
 
-CUDA  ?= 0        # 1: also build the device for NVIDIA's graphics cards, into build/cuda (needs nvcc, cuBLASLt and NCCL)
+CUDA  ?= 0        # 1: also build the device for NVIDIA's graphics cards, into build/cuda (needs nvcc, cuBLASLt, NCCL, cuDNN's headers)
 SAN   ?= 0        # 1: address and undefined-behaviour sanitizers
 DEBUG ?= 0        # 1: -O0 -g
 MPI   ?= 0        # 1: ranks that mpirun starts talk over MPI; without, over TCP
@@ -59,7 +59,7 @@ $(B)/vpdistill: $(call obj,$(LIB) $(BENCH) $(VERBS) $(MAIN)) $(KERNELS)
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -o $@
 
-$(B)/test: $(call obj,$(LIB) $(BENCH) $(TESTS)) $(call emu_obj,$(EMU)) $(patsubst %.c,$(PLAIN)/standin/%.o,$(STANDIN_T)) $(KERNELS) $(if $(KERNELS),$(PLAIN)/tests/emu/twins.cu.o) | $(PLAIN)/standin/libcudnn.so $(PLAIN)/standin/libcuda.so
+$(B)/test: $(call obj,$(LIB) $(BENCH) $(TESTS)) $(call emu_obj,$(EMU)) $(patsubst %.c,$(PLAIN)/standin/%.o,$(STANDIN_T)) $(KERNELS) $(if $(KERNELS),$(PLAIN)/tests/emu/twins.cu.o) | $(B)/standin/libcudnn.so $(B)/standin/libcuda.so
 	@echo "  LD $@"
 	@$(CC) $(CFLAGS) $^ $(LDLIBS) -lstdc++ -o $@
 
@@ -86,13 +86,13 @@ $(PLAIN)/standin/%.o: %.c
 	@$(CC) -Itests/nccl -Itests/cudnn $(CPPFLAGS) $(CFLAGS) -Dtransport_nccl=transport_nccl_standin -MMD -MP -c $< -o $@
 
 # Libraries that tests open: cuDNN in host memory; a driver of no card, for the real cuDNN (tests/cudnn/driver.c).
-$(PLAIN)/standin/lib%.so:
+$(B)/standin/lib%.so:
 	@mkdir -p $(@D)
 	@echo "  LD $@"
 	@$(CC) -Itests/nccl -Itests/cudnn $(CPPFLAGS) $(CFLAGS) -fPIC -shared $(filter %.c,$^) -lm -o $@
-$(PLAIN)/standin/libcudnn.so: tests/cudnn/standin.c tests/cudnn/cudnn_graph.h tests/cudnn/numbers.h
-$(PLAIN)/standin/libcuda.so: tests/cudnn/driver.c
-$(PLAIN)/standin/libcuda.so: CFLAGS += -Wl,-soname,libcuda.so.1
+$(B)/standin/libcudnn.so: tests/cudnn/standin.c tests/cudnn/cudnn_graph.h tests/cudnn/numbers.h
+$(B)/standin/libcuda.so: tests/cudnn/driver.c
+$(B)/standin/libcuda.so: CFLAGS += -Wl,-soname,libcuda.so.1
 
 # The same kernel sources that nvcc compiles, as plain C++ for the emulated card (tests/emu/emu.h).
 $(PLAIN)/emu/%.o: %.cu

@@ -13,18 +13,18 @@
 
 /* ---- the library ---------------------------------------------------------------------------------- */
 
+/* clang-format off */
 #define CUDNN_CALLS(X)                                                                                       \
-    X(cudnnGetVersion)                                                                                       \
-    X(cudnnGetErrorString) X(cudnnGetLastErrorString) X(cudnnCreate) X(cudnnDestroy) X(cudnnSetStream)       \
-        X(cudnnBackendCreateDescriptor) X(cudnnBackendDestroyDescriptor) X(cudnnBackendSetAttribute)         \
-            X(cudnnBackendGetAttribute) X(cudnnBackendFinalize) X(cudnnBackendExecute)
+    X(cudnnGetVersion) X(cudnnGetErrorString) X(cudnnGetLastErrorString) X(cudnnCreate) X(cudnnDestroy)      \
+    X(cudnnSetStream) X(cudnnBackendCreateDescriptor) X(cudnnBackendDestroyDescriptor)                       \
+    X(cudnnBackendSetAttribute) X(cudnnBackendGetAttribute) X(cudnnBackendFinalize) X(cudnnBackendExecute)
+/* clang-format on */
 
 /* 9.16: before it, the backward wanted a padding mask whenever Tk was no multiple of 128. */
 enum { CUDNN_OLDEST = 91600 };
 
-/* Opens a file (in a folder of its own, or by the loader's search) as the library, in place of what was
- * open; false: it is not there, too old or too new, and e says so. CUDNN_FILE is what everybody but tests
- * opens, and opening it again is nothing. */
+/* Opens a file as the library, in place of what was open; false: it is not there, too old or too new, and e
+ * says so. CUDNN_FILE is what everybody but tests opens, and opening it again is nothing. */
 #define CUDNN_FILE "libcudnn.so.9"
 bool cudnn_open(const char *file, Error *e);
 /* Whether it can use this card: opens it there. False: it says why. */
@@ -53,7 +53,7 @@ typedef struct Graph {
     char why[320];
 } Graph;
 
-/* A tensor in memory, called id (below 1000, each once): a row of `dim` and `stride`. */
+/* A tensor in memory, called id (below 1000, each once). */
 Node graph_tensor(Graph *g, int64_t id, cudnnDataType_t type, const int64_t dim[4], const int64_t stride[4]);
 /* One number; the host's, at the address given when the graph is run. */
 Node graph_number(Graph *g, int64_t id, cudnnDataType_t type);
@@ -97,8 +97,8 @@ void graph_plan_close(GraphPlan *p);
 enum { GRAPH_TENSORS = 20 };
 typedef struct Binding {
     int64_t id;
-    void *p;
-} Binding; /* p: device memory, 16-byte aligned; of a number the host's */
+    void *p; /* device memory, 16-byte aligned; of a number the host's */
+} Binding;
 /* Queues it on s; numbers are read at once. workspace: p->workspace bytes of device memory, 256-byte
  * aligned. */
 void graph_run(Stream *s, const GraphPlan *p, const Binding *b, int n, void *workspace);

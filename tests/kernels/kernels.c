@@ -441,7 +441,7 @@ void kernel_check(const Kernel *k, const int64_t *d, const char *golden_path) {
         test_fail(__FILE__, __LINE__, "%s (make it with tests/golden/make_kernels.py)", e.text);
         return;
     }
-    for (int t = 0; t <= !k->only_f32; t++) {
+    for (int t = k->only_bf16; t <= !k->only_f32; t++) {
         Case c;
         dt = t ? BF16 : F32;
         case_open(&c, k, d, golden_path ? &golden : NULL);

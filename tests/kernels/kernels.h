@@ -97,7 +97,7 @@ typedef struct Kernel {
     Slot slot[MAX_SLOTS];
     KernelRun *forward, *backward;
     bool in_place;   /* the first Y may be slot 0 */
-    bool only_f32;   /* the op has no bf16 form */
+    bool only_f32, only_bf16; /* the op has no other form */
     bool together;   /* a gradient alone may have other last bits: it is compared, not held to the same */
     double slope;    /* error of central differences allowed, over the gradient's root of sum of squares; 0: 0.01 */
 } Kernel;
