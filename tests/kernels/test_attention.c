@@ -186,7 +186,7 @@ TEST(attention_packing_on_cuda) { device_test_run(CUDA_CARD, check_packing); }
 static void check_cudnn(void) {
     static const int64_t sizes[][5] = {{4, 2, 80, 80, 32}, {1, 2, 185, 185, 64}, {2, 3, 17, 17, 32}, {2, 1, 33, 70, 32}, {3, 2, 5, 40, 64}};
     const Ops *own = dev->ops;
-    Error e = {0};
+    static Error e; /* the reason for skipping is read later */
     if (!device_use_cudnn(dev, &e)) {
         test_skip(e.text);
         return;
