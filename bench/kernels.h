@@ -165,7 +165,9 @@ double device_value(Table *t, const Case *c, void *const *p, int k, int64_t i);
 #define IN(k, i)   value(c, k, i)
 
 /* gelu's tanh form. */
-static inline double gelu_tanh(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+static inline double gelu_tanh(double x) {
+    return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
 static inline double gelu_tanh_slope(double x) {
     const double th = tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x));
     return 0.5 * (1 + th) + 0.5 * x * (1 - th * th) * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);

@@ -220,7 +220,8 @@ typedef struct Unary {
 #define ACTIVATION(name, source)                                                                             \
     static void name##_backward(Ctx *c, void *saved) {                                                       \
         Unary *u = saved;                                                                                    \
-        K->name##_bwd(S, u->x->dtype, grad_take(c, u->x, u->y), u->source->data, grad_of(u->y), numel(u->x)); \
+        K->name##_bwd(S, u->x->dtype, grad_take(c, u->x, u->y), u->source->data, grad_of(u->y),              \
+                      numel(u->x));                                                                          \
     }                                                                                                        \
     Tensor *op_##name(Ctx *c, Tensor *x) {                                                                   \
         Tensor *y = tensor_like(c, x);                                                                       \

@@ -90,7 +90,8 @@ static void hand_over(Tensor *x, Tensor *y) {
 
 void *grad_take(Ctx *c, Tensor *x, Tensor *y) {
     if (!x || !x->needs_grad) return NULL;
-    CHECK(tensor_bytes(x) == tensor_bytes(y), "gradient of %zu bytes for %zu", tensor_bytes(y), tensor_bytes(x));
+    CHECK(tensor_bytes(x) == tensor_bytes(y), "gradient of %zu bytes for %zu", tensor_bytes(y),
+          tensor_bytes(x));
     if (x->param_grad || x->grad || y->grad->refs > 1) return grad_add(c, x);
     hand_over(x, y);
     return x->grad->data;

@@ -49,8 +49,8 @@ void *grad_of(Tensor *y);
 void *grad_add(Ctx *c, Tensor *x);
 /* The same for a writer that can overwrite: *fresh says that the buffer holds nothing yet, and must be written. */
 void *grad_write(Ctx *c, Tensor *x, bool *fresh);
-/* The buffer for x's gradient in a backward that goes value by value and may work in place: y's own, when x has none yet and
- * nobody else holds y's; otherwise as grad_add. */
+/* The buffer for x's gradient in a backward that goes value by value and may work in place: y's own, when x
+ * has none yet and nobody else holds y's; otherwise as grad_add. */
 void *grad_take(Ctx *c, Tensor *x, Tensor *y);
 /* x's gradient += y's: takes y's buffer over when x has none yet. */
 void grad_pass(Ctx *c, Tensor *x, Tensor *y);

@@ -52,9 +52,9 @@ ACTIVATION_FN float gelu_slope(float x) {
     return 0.5f + QUOTIENT(c * p, q);
 }
 
-/* The tanh form, x/2 (1 + tanh u) = x / (1 + e^-2u): 2u = x (a + b x^2), a = 2 sqrt(2/pi), b = 0.044715 a. Beyond 10, where the
- * sigmoid is 0 or 1 in f32, x no longer grows in the polynomials: infinities stay out of products with 0. The exponential is
- * the device's own: the slope takes e = e^-|2u|. */
+/* The tanh form, x/2 (1 + tanh u) = x / (1 + e^-2u): 2u = x (a + b x^2), a = 2 sqrt(2/pi), b = 0.044715 a.
+ * Beyond 10, where the sigmoid is 0 or 1 in f32, x no longer grows in the polynomials: infinities stay out of
+ * products with 0. The exponential is the device's own: the slope takes e = e^-|2u|. */
 ACTIVATION_FN float gelu_tanh_cut(float x) { return x > 10.0f ? 10.0f : x < -10.0f ? -10.0f : x; }
 ACTIVATION_FN float gelu_tanh_2u(float x) {
     float c = gelu_tanh_cut(x);

@@ -27,26 +27,28 @@ typedef void gemm_fn(Stream *s, DType t, DType tc, void *C, int64_t ldc, const v
                      int64_t ldb, const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta);
 /* dbias[j] += sum over rows of dy[i][j].  dbias (C) f32, dy (rows, C). */
 typedef void bias_bwd_fn(Stream *s, DType t, float *dbias, const void *dy, int64_t rows, int64_t C);
-/* Both gradients of a linear layer's parameters: dw += dy^T x and dbias += the sum of dy's rows. What gemm and bias_bwd do, in one
- * reading of dy where the device can; one gradient wanted alone may have other last bits than beside the other.
- * dw (N,K) f32, dbias (N) f32, dy (rows,N), x (rows,K). */
-typedef void gemm_bgrad_fn(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x, int64_t rows, int64_t N, int64_t K);
+/* Both gradients of a linear layer's parameters: dw += dy^T x and dbias += the sum of dy's rows. What gemm
+ * and bias_bwd do, in one reading of dy where the device can. A gradient wanted alone may have other last
+ * bits than beside the other. dw (N,K) f32, dbias (N) f32, dy (rows,N), x (rows,K). */
+typedef void gemm_bgrad_fn(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x,
+                           int64_t rows, int64_t N, int64_t K);
 
-/* A linear layer and the tanh form of gelu: pre = x w^T + bias, y = gelu_tanh(pre), of pre as it is rounded to t or before.
- * y, pre (rows,N), pre NULL when no backward will want it; x (rows,K), w (N,K), bias (N) f32 or NULL. */
-typedef void gemm_gelu_tanh_fn(Stream *s, DType t, void *y, void *pre, const void *x, const void *w, const float *bias, int64_t rows,
-                               int64_t N, int64_t K);
+/* A linear layer and the tanh form of gelu: pre = x w^T + bias, y = gelu_tanh(pre), of pre after its rounding
+ * to t or before.  y, pre (rows,N), pre NULL when no backward will want it; x (rows,K), w (N,K), bias (N) f32
+ * or NULL. */
+typedef void gemm_gelu_tanh_fn(Stream *s, DType t, void *y, void *pre, const void *x, const void *w,
+                               const float *bias, int64_t rows, int64_t N, int64_t K);
 /* The way back through y = gelu_tanh(pre), z = y w^T, as far as pre: dpre = (dz w) gelu_tanh'(pre), WRITTEN.
  * dpre, pre (rows,N), dz (rows,K), w (K,N). */
-typedef void gemm_dgelu_tanh_fn(Stream *s, DType t, void *dpre, const void *pre, const void *dz, const void *w, int64_t rows, int64_t N,
-                                int64_t K);
+typedef void gemm_dgelu_tanh_fn(Stream *s, DType t, void *dpre, const void *pre, const void *dz,
+                                const void *w, int64_t rows, int64_t N, int64_t K);
 
 /* ---- elementwise, n values; y may be x ------------------------------------------------------------ */
 
-/* gelu: x Phi(x), exact erf form (Hendrycks & Gimpel 2016).  gelu_tanh: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), their
- * approximation of it, up to 5e-4 away.  quick_gelu: x sigmoid(1.702 x).  elu1: elu(x) + 1 with
- * alpha 1 (OWL-ViT's logit scale).  The backward takes the forward's input x (tanh, sigmoid: its OUTPUT y). Its dx may be dy:
- * then nothing is added to, dx = dy f'(x). */
+/* gelu: x Phi(x), exact erf form (Hendrycks & Gimpel 2016).  gelu_tanh: their approximation, up to 5e-4 away,
+ * x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).  quick_gelu: x sigmoid(1.702 x).  elu1: elu(x) + 1 with
+ * alpha 1 (OWL-ViT's logit scale).  The backward takes the forward's input x (tanh, sigmoid: its OUTPUT y).
+ * Its dx may be dy: then nothing is added to, dx = dy f'(x). */
 typedef void gelu_fwd_fn(Stream *s, DType t, void *y, const void *x, int64_t n);
 typedef void gelu_bwd_fn(Stream *s, DType t, void *dx, const void *x, const void *dy, int64_t n);
 typedef void gelu_tanh_fwd_fn(Stream *s, DType t, void *y, const void *x, int64_t n);
@@ -226,7 +228,8 @@ typedef void sum_squares_fn(Stream *s, DType t, double *out, const void *x, int6
 
 #define OPS(X)                                                                                                        \
     X(gemm) X(bias_bwd) X(gemm_bgrad) X(gemm_gelu_tanh) X(gemm_dgelu_tanh)                                            \
-    X(gelu_fwd) X(gelu_bwd) X(gelu_tanh_fwd) X(gelu_tanh_bwd) X(quick_gelu_fwd) X(quick_gelu_bwd) X(elu1_fwd) X(elu1_bwd) X(tanh_fwd) X(tanh_bwd)       \
+    X(gelu_fwd) X(gelu_bwd) X(gelu_tanh_fwd) X(gelu_tanh_bwd) X(quick_gelu_fwd) X(quick_gelu_bwd)                     \
+    X(elu1_fwd) X(elu1_bwd) X(tanh_fwd) X(tanh_bwd)                                                                   \
     X(sigmoid_fwd) X(sigmoid_bwd) X(add_fwd) X(accumulate) X(mul_fwd) X(mul_bwd) X(add_rows_fwd) X(add_rows_bwd)      \
     X(mul_tokens_fwd) X(mul_tokens_bwd) X(dropout_fwd) X(dropout_bwd) X(cast)                                         \
     X(layernorm_fwd) X(add_layernorm_fwd) X(layernorm_bwd) X(l2norm_fwd) X(l2norm_bwd) X(softmax_fwd) X(softmax_bwd)                       \

@@ -52,9 +52,10 @@ bool config_activation(const Module *m, const char *key, const char *fallback, A
     else if (!strcmp(name, "quick_gelu"))
         *out = ACT_QUICK_GELU;
     else
-        return fail_as(e, FAIL_MODEL,
-                       "%s/config.json: %s is \"%s\"; known are gelu, gelu_new, gelu_pytorch_tanh, quick_gelu",
-                       m->folder, key, name);
+        return fail_as(
+            e, FAIL_MODEL,
+            "%s/config.json: %s is \"%s\"; known are gelu, gelu_new, gelu_pytorch_tanh, quick_gelu",
+            m->folder, key, name);
     return true;
 }
 

@@ -67,19 +67,21 @@ WANT(gemm_bgrad) {
     double sum = IN(k, i);
     *size = fabs(sum);
     for (int64_t r = 0; r < c->M; r++) {
-        const double term = k == DW ? IN(DY, r * c->N + i / c->K) * IN(X_, r * c->K + i % c->K) : IN(DY, r * c->N + i);
+        const double term =
+            k == DW ? IN(DY, r * c->N + i / c->K) * IN(X_, r * c->K + i % c->K) : IN(DY, r * c->N + i);
         sum += term;
         *size += fabs(term);
     }
     return sum;
 }
 static void gemm_and_bias_bwd(Table *t, const Case *c, void *const *p) {
-    t->k->gemm(t->s, t->t, F32, p[DW], c->K, p[DY], c->N, p[X_], c->K, NULL, true, false, c->N, c->K, c->M, 1);
+    t->k->gemm(t->s, t->t, F32, p[DW], c->K, p[DY], c->N, p[X_], c->K, NULL, true, false, c->N, c->K, c->M,
+               1);
     t->k->bias_bwd(t->s, t->t, p[DBIAS], p[DY], c->M, c->N);
 }
 
-/* fc1 with gelu's tanh form, y and pre (M,N) from x (M,K), w (N,K), bias (N); and fc2's way back, dpre (M,N) from pre (M,N),
- * dz (M,K), w (K,N). */
+/* fc1 with gelu's tanh form, y and pre (M,N) from x (M,K), w (N,K), bias (N); and fc2's way back, dpre (M,N)
+ * from pre (M,N), dz (M,K), w (K,N). */
 enum { Y_, PRE, FX, FW, FBIAS };
 RUN(gemm_gelu_tanh, p[Y_], p[PRE], p[FX], p[FW], p[FBIAS], c->M, c->N, c->K)
 WANT(gemm_gelu_tanh) {
@@ -94,7 +96,8 @@ WANT(gemm_gelu_tanh) {
     return k == PRE ? sum : gelu_tanh(sum);
 }
 static void gemm_and_gelu_tanh(Table *t, const Case *c, void *const *p) {
-    t->k->gemm(t->s, t->t, t->t, p[PRE], c->N, p[FX], c->K, p[FW], c->K, p[FBIAS], false, true, c->M, c->N, c->K, 0);
+    t->k->gemm(t->s, t->t, t->t, p[PRE], c->N, p[FX], c->K, p[FW], c->K, p[FBIAS], false, true, c->M, c->N,
+               c->K, 0);
     t->k->gelu_tanh_fwd(t->s, t->t, p[Y_], p[PRE], c->M * c->N);
 }
 enum { DPRE, DPRE_OF, DZ, DW2 };
@@ -111,7 +114,8 @@ WANT(gemm_dgelu_tanh) {
     return sum * gelu_tanh_slope(IN(DPRE_OF, i));
 }
 static void gemm_and_gelu_tanh_bwd(Table *t, const Case *c, void *const *p) {
-    t->k->gemm(t->s, t->t, t->t, p[DPRE], c->N, p[DZ], c->K, p[DW2], c->N, NULL, false, false, c->M, c->N, c->K, 0);
+    t->k->gemm(t->s, t->t, t->t, p[DPRE], c->N, p[DZ], c->K, p[DW2], c->N, NULL, false, false, c->M, c->N,
+               c->K, 0);
     t->k->gelu_tanh_bwd(t->s, t->t, p[DPRE], p[DPRE_OF], p[DPRE], c->M * c->N);
 }
 
@@ -193,7 +197,8 @@ void rows_gemm(Table *t) {
     bench_row(t,
               (Case){.op = "gemm_gelu_tanh",
                      .what = "fc1",
-                     .slot = {T_OUT(rows * F), T_OUT(rows * F), T_IN(rows * C, -2, 2), T_IN(F * C, -1, 1), F_IN(F, 0, 1)},
+                     .slot = {T_OUT(rows * F), T_OUT(rows * F), T_IN(rows * C, -2, 2), T_IN(F * C, -1, 1),
+                              F_IN(F, 0, 1)},
                      .flops = 2.0 * (double)rows * (double)F * (double)C,
                      .M = rows,
                      .N = F,
@@ -205,19 +210,20 @@ void rows_gemm(Table *t) {
                      .library_card = gemm_and_gelu_tanh,
                      .library_card_name = "gemm, gelu_tanh_fwd"},
               "%" PRId64 "x%" PRId64 "x%" PRId64, rows, F, C);
-    bench_row(t,
-              (Case){.op = "gemm_dgelu_tanh",
-                     .what = "fc2",
-                     .slot = {T_OUT(rows * F), T_IN(rows * F, -3, 3), T_IN(rows * C, -1, 1), T_IN(F * C, -1, 1)},
-                     .flops = 2.0 * (double)rows * (double)F * (double)C,
-                     .M = rows,
-                     .N = F,
-                     .K = C,
-                     .terms = (int)C,
-                     .samples = 64,
-                     .run = run_gemm_dgelu_tanh,
-                     .want = want_gemm_dgelu_tanh,
-                     .library_card = gemm_and_gelu_tanh_bwd,
-                     .library_card_name = "gemm, gelu_tanh_bwd"},
-              "%" PRId64 "x%" PRId64 "x%" PRId64, rows, F, C);
+    bench_row(
+        t,
+        (Case){.op = "gemm_dgelu_tanh",
+               .what = "fc2",
+               .slot = {T_OUT(rows * F), T_IN(rows * F, -3, 3), T_IN(rows * C, -1, 1), T_IN(F * C, -1, 1)},
+               .flops = 2.0 * (double)rows * (double)F * (double)C,
+               .M = rows,
+               .N = F,
+               .K = C,
+               .terms = (int)C,
+               .samples = 64,
+               .run = run_gemm_dgelu_tanh,
+               .want = want_gemm_dgelu_tanh,
+               .library_card = gemm_and_gelu_tanh_bwd,
+               .library_card_name = "gemm, gelu_tanh_bwd"},
+        "%" PRId64 "x%" PRId64 "x%" PRId64, rows, F, C);
 }

@@ -39,25 +39,26 @@ void cpu_bias_bwd(Stream *s, DType t, float *dbias, const void *dy, int64_t rows
 }
 
 /* Two passes over dy: what the second costs is nothing beside the product. */
-void cpu_gemm_bgrad(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x, int64_t rows, int64_t N, int64_t K) {
+void cpu_gemm_bgrad(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x, int64_t rows,
+                    int64_t N, int64_t K) {
     WIDE(t, cpu_gemm_bgrad(s, F32, dw, dbias, READ(t, dy, rows * N), READ(t, x, rows * K), rows, N, K));
     if (dw) cpu_gemm(s, F32, F32, dw, K, dy, N, x, K, NULL, true, false, N, K, rows, 1);
     cpu_bias_bwd(s, F32, dbias, dy, rows, N);
 }
 
-void cpu_gemm_gelu_tanh(Stream *s, DType t, void *y, void *pre, const void *x, const void *w, const float *bias, int64_t rows, int64_t N,
-                        int64_t K) {
-    WIDE(t, cpu_gemm_gelu_tanh(s, F32, WRITE(t, y, rows * N), WRITE(t, pre, rows * N), READ(t, x, rows * K), READ(t, w, N * K), bias,
-                               rows, N, K));
+void cpu_gemm_gelu_tanh(Stream *s, DType t, void *y, void *pre, const void *x, const void *w,
+                        const float *bias, int64_t rows, int64_t N, int64_t K) {
+    WIDE(t, cpu_gemm_gelu_tanh(s, F32, WRITE(t, y, rows * N), WRITE(t, pre, rows * N), READ(t, x, rows * K),
+                               READ(t, w, N * K), bias, rows, N, K));
     if (!pre) pre = y;
     cpu_gemm(s, F32, F32, pre, N, x, K, w, K, bias, false, true, rows, N, K, 0);
     cpu_gelu_tanh_fwd(s, F32, y, pre, rows * N);
 }
 
-void cpu_gemm_dgelu_tanh(Stream *s, DType t, void *dpre, const void *pre, const void *dz, const void *w, int64_t rows, int64_t N,
-                         int64_t K) {
-    WIDE(t, cpu_gemm_dgelu_tanh(s, F32, WRITE(t, dpre, rows * N), READ(t, pre, rows * N), READ(t, dz, rows * K), READ(t, w, K * N), rows,
-                                N, K));
+void cpu_gemm_dgelu_tanh(Stream *s, DType t, void *dpre, const void *pre, const void *dz, const void *w,
+                         int64_t rows, int64_t N, int64_t K) {
+    WIDE(t, cpu_gemm_dgelu_tanh(s, F32, WRITE(t, dpre, rows * N), READ(t, pre, rows * N),
+                                READ(t, dz, rows * K), READ(t, w, K * N), rows, N, K));
     cpu_gemm(s, F32, F32, dpre, N, dz, K, w, N, NULL, false, false, rows, N, K, 0);
     cpu_gelu_tanh_bwd(s, F32, dpre, pre, dpre, rows * N);
 }

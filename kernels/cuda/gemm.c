@@ -6,16 +6,20 @@
  * Which of its kernels runs is asked once for each shape (its heuristic takes some 50 us) and remembered. f32 products are
  * computed in f32, never in TF32.
  *
- * What it does beside the product (its epilogues), each with plain ops in its place where it has no kernel:
+ * What it does beside the product (its epilogues; the rules are those of cublasLt.h), each with plain ops
+ * in its place where it has no kernel:
  *   BIAS      the bias of a layer. It has the type of C, or, where the library knows that, f32.
- *   BGRADB    the bias's gradient beside the weight's, dw += dy^T x: dy is the second operand, its sums over K are the rows' sum.
- *             The sums have the type of C, f32, whatever dy is. They are written, beta is C's alone, so they go to scratch
- *             memory and are added from there.
- *   GELU_BIAS, GELU_AUX_BIAS, DGELU    gelu of a product and the way back, AUX being what gelu was taken of. The library's
- *             gelu is the tanh form: for models that ask for that; the published ones want the exact one (PyTorch, too,
- *             uses it for that form alone). In bf16 only: NVIDIA says nothing of how near it comes, and while the rounding to
- *             bf16 hides a tanh of the hardware (2^-11), f32 would not. Rows of AUX are a multiple of 8 values.
- * DGELU_BGRAD is not used: its sums have C's type, bf16 there, and the next product, of the weight's gradient, has them in f32.
+ *   BGRADB    the bias's gradient beside the weight's, dw += dy^T x: dy is the second operand, its sums
+ *             over K are the rows' sum. They have the type of C, f32, whatever dy is. They are written:
+ *             beta is C's alone, so they go to scratch memory and are added from there.
+ *   GELU_BIAS, GELU_AUX_BIAS, DGELU
+ *             gelu of a product, and the way back; AUX is what gelu was taken of, in rows of a multiple of
+ *             8 values. It is the tanh form (PyTorch falls back to that form where it cannot use them): for
+ *             models whose hidden_act asks for it. The published ones want erf or quick_gelu, which no
+ *             epilogue has. In bf16 only: how near it comes is not documented. A tanh of the hardware,
+ *             2^-11 off, would hide in bf16's rounding, but not in f32's.
+ * DGELU_BGRAD is not used: its sums have C's type, there bf16. BGRADB of the next product, the weight's
+ * gradient, has them in f32.
  *
  * The library promises the same bits for the same call on the same kind of card.
  */
@@ -80,12 +84,16 @@ static cublasLtMatrixLayout_t layout(DType t, int64_t rows, int64_t n, int64_t l
     return l;
 }
 
-/* Where the epilogue reads and writes. The heuristic, too, looks at these addresses: at how they are aligned. */
+/* Where the epilogue reads and writes. The heuristic, too, looks at how these addresses are aligned. */
 static void point(const Plan *p, const Epilogue *e) {
-    if (e->vector) LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &e->vector, sizeof e->vector));
+    if (e->vector)
+        LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &e->vector,
+                                                sizeof e->vector));
     if (e->aux) {
-        LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &e->aux, sizeof e->aux));
-        LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &p->shape.N, sizeof p->shape.N));
+        LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &e->aux,
+                                                sizeof e->aux));
+        LT_CHECK(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &p->shape.N,
+                                                sizeof p->shape.N));
     }
 }
 
@@ -159,8 +167,9 @@ static uint8_t alignment(const void *p) {
 }
 
 /* One call of the library. False, and nothing done, when it has no kernel for this shape, alignment and epilogue. */
-static bool product(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B, int64_t ldb,
-                    Epilogue e, bool ta, bool tb, int64_t M, int64_t N, int64_t K, float beta) {
+static bool product(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda,
+                    const void *B, int64_t ldb, Epilogue e, bool ta, bool tb, int64_t M, int64_t N, int64_t K,
+                    float beta) {
     if (!s->workspace) {
         CUDA_CHECK(cudaMalloc(&s->workspace, WORKSPACE_BYTES));
         s->workspace_bytes = WORKSPACE_BYTES;
@@ -169,7 +178,8 @@ static bool product(Stream *s, DType t, DType tc, void *C, int64_t ldc, const vo
     memset(&shape, 0, sizeof shape);
     shape.M = M, shape.N = N, shape.K = K, shape.lda = lda, shape.ldb = ldb, shape.ldc = ldc;
     shape.card = s->card, shape.epilogue = (int32_t)e.kind;
-    shape.t = (uint8_t)t, shape.tc = (uint8_t)tc, shape.ta = ta, shape.tb = tb, shape.f32_vector = e.f32_vector;
+    shape.t = (uint8_t)t, shape.tc = (uint8_t)tc, shape.ta = ta, shape.tb = tb,
+    shape.f32_vector = e.f32_vector;
     shape.align_a = alignment(A), shape.align_b = alignment(B), shape.align_c = alignment(C);
     const Plan *p = plan_for(&shape, &e);
     if (!p->found) return false;
@@ -230,7 +240,9 @@ void cuda_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A
     const void *addend = bias;
     const bool aligned = alignment(bias) == NO_ALIGNMENT;
     Epilogue e = {.kind = bias ? CUBLASLT_EPILOGUE_BIAS : 0, .vector = bias, .f32_vector = true};
-    if (bias && K && tc != F32 && aligned && product(s, t, tc, C, ldc, A, lda, B, ldb, e, ta, tb, M, N, K, beta)) return;
+    if (bias && K && tc != F32 && aligned &&
+        product(s, t, tc, C, ldc, A, lda, B, ldb, e, ta, tb, M, N, K, beta))
+        return;
     /* Else the epilogue takes a bias of C's type, and says nothing of its alignment. */
     if (bias && (tc != F32 || !aligned)) {
         void *copy = cuda_scratch(s, (size_t)N * dtype_size(tc));
@@ -253,7 +265,8 @@ void cuda_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, const void *A
     product_of_copies(s, t, tc, C, ldc, A, lda, B, ldb, ta, tb, M, N, K, beta);
 }
 
-void cuda_gemm_bgrad(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x, int64_t rows, int64_t N, int64_t K) {
+void cuda_gemm_bgrad(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x, int64_t rows,
+                     int64_t N, int64_t K) {
     if (dw && dbias && rows && N && K) {
         float *sums = cuda_scratch(s, (size_t)N * sizeof *sums);
         const Epilogue e = {.kind = CUBLASLT_EPILOGUE_BGRADB, .vector = sums};
@@ -271,12 +284,15 @@ static bool gelu_fits(DType t, const void *aux, int64_t rows, int64_t N, int64_t
     return t == BF16 && rows && N && K && alignment(aux) == NO_ALIGNMENT && N % 8 == 0;
 }
 
-void cuda_gemm_gelu_tanh(Stream *s, DType t, void *y, void *pre, const void *x, const void *w, const float *bias, int64_t rows, int64_t N,
-                         int64_t K) {
+void cuda_gemm_gelu_tanh(Stream *s, DType t, void *y, void *pre, const void *x, const void *w,
+                         const float *bias, int64_t rows, int64_t N, int64_t K) {
     if (bias && gelu_fits(t, pre, rows, N, K)) {
-        Epilogue e = {.kind = pre ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS, .aux = pre};
+        Epilogue e = {.kind = pre ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS,
+                      .aux = pre};
         e.vector = bias, e.f32_vector = true;
-        if (alignment(bias) == NO_ALIGNMENT && product(s, t, t, y, N, x, K, w, K, e, false, true, rows, N, K, 0)) return;
+        if (alignment(bias) == NO_ALIGNMENT &&
+            product(s, t, t, y, N, x, K, w, K, e, false, true, rows, N, K, 0))
+            return;
         void *copy = cuda_scratch(s, (size_t)N * dtype_size(t));
         ops_cuda.cast(s, t, copy, F32, bias, N);
         e.vector = copy, e.f32_vector = false;
@@ -287,10 +303,12 @@ void cuda_gemm_gelu_tanh(Stream *s, DType t, void *y, void *pre, const void *x, 
     cuda_gelu_tanh_fwd(s, t, y, pre, rows * N);
 }
 
-void cuda_gemm_dgelu_tanh(Stream *s, DType t, void *dpre, const void *pre, const void *dz, const void *w, int64_t rows, int64_t N,
-                          int64_t K) {
+void cuda_gemm_dgelu_tanh(Stream *s, DType t, void *dpre, const void *pre, const void *dz, const void *w,
+                          int64_t rows, int64_t N, int64_t K) {
     const Epilogue e = {.kind = CUBLASLT_EPILOGUE_DGELU, .aux = pre};
-    if (gelu_fits(t, pre, rows, N, K) && product(s, t, t, dpre, N, dz, K, w, N, e, false, false, rows, N, K, 0)) return;
+    if (gelu_fits(t, pre, rows, N, K) &&
+        product(s, t, t, dpre, N, dz, K, w, N, e, false, false, rows, N, K, 0))
+        return;
     cuda_gemm(s, t, t, dpre, N, dz, K, w, N, NULL, false, false, rows, N, K, 0);
     cuda_gelu_tanh_bwd(s, t, dpre, pre, dpre, rows * N);
 }

@@ -191,21 +191,21 @@ extern "C" void emu_gemm(Stream *s, DType t, DType tc, void *C, int64_t ldc, con
     });
 }
 
-extern "C" void emu_gemm_bgrad(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x, int64_t rows, int64_t N,
-                               int64_t K) {
+extern "C" void emu_gemm_bgrad(Stream *s, DType t, float *dw, float *dbias, const void *dy, const void *x,
+                               int64_t rows, int64_t N, int64_t K) {
     if (dw) emu_gemm(s, t, F32, dw, K, dy, N, x, K, NULL, true, false, N, K, rows, 1);
     emu_bias_bwd(s, t, dbias, dy, rows, N);
 }
 
-extern "C" void emu_gemm_gelu_tanh(Stream *s, DType t, void *y, void *pre, const void *x, const void *w, const float *bias, int64_t rows,
-                                   int64_t N, int64_t K) {
+extern "C" void emu_gemm_gelu_tanh(Stream *s, DType t, void *y, void *pre, const void *x, const void *w,
+                                   const float *bias, int64_t rows, int64_t N, int64_t K) {
     if (!pre) pre = y;
     emu_gemm(s, t, t, pre, N, x, K, w, K, bias, false, true, rows, N, K, 0);
     emu_gelu_tanh_fwd(s, t, y, pre, rows * N);
 }
 
-extern "C" void emu_gemm_dgelu_tanh(Stream *s, DType t, void *dpre, const void *pre, const void *dz, const void *w, int64_t rows, int64_t N,
-                                    int64_t K) {
+extern "C" void emu_gemm_dgelu_tanh(Stream *s, DType t, void *dpre, const void *pre, const void *dz,
+                                    const void *w, int64_t rows, int64_t N, int64_t K) {
     emu_gemm(s, t, t, dpre, N, dz, K, w, N, NULL, false, false, rows, N, K, 0);
     emu_gelu_tanh_bwd(s, t, dpre, pre, dpre, rows * N);
 }

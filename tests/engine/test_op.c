@@ -40,7 +40,7 @@ TEST(op_elementwise) {
         {"gelu_tanh", gelu_tanh, .nleaves = 1, .leaf = {LR(-3, 3, 3, 7)}},
         {"mlp", mlp_gelu, .nleaves = 5, .leaf = {L(2, 3, 5), L(7, 5), L(7), L(4, 7), L(4)}},
         {"mlp of gelu_tanh", mlp_gelu_tanh, .nleaves = 5, .leaf = {L(2, 3, 5), L(7, 5), L(7), L(4, 7), L(4)}},
-        {"mlp without biases, its input used", mlp_residual, .nleaves = 3, .leaf = {L(2, 3, 5), L(7, 5), L(5, 7)}},
+        {"mlp, its input used", mlp_residual, .nleaves = 3, .leaf = {L(2, 3, 5), L(7, 5), L(5, 7)}},
         {"quick_gelu", quick_gelu, .nleaves = 1, .leaf = {LR(-3, 3, 3, 7)}},
         {"tanh", tanh_, .nleaves = 1, .leaf = {L(3, 7)}},
         {"sigmoid", sigmoid_, .nleaves = 1, .leaf = {LR(-3, 3, 3, 7)}},

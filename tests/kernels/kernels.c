@@ -425,8 +425,11 @@ static void check_placed(const Case *c, bool guarded, int reruns) {
         if (c->k->slot[i].role != DX) continue;
         Result r;
         run(c, &r, guarded, false, i);
-        if (c->k->together) compare_all(c, &r, i);
-        else EXPECT(same(c, &r, &first, i), "%s: %s has other bits when it is the only gradient", c->where, c->k->slot[i].name);
+        if (c->k->together)
+            compare_all(c, &r, i);
+        else
+            EXPECT(same(c, &r, &first, i), "%s: %s has other bits when it is the only gradient", c->where,
+                   c->k->slot[i].name);
         result_free(c, &r);
     }
     for (int i = 0; now_on == CPU && dt == F32 && guarded && i < c->nslots; i++)

@@ -7,8 +7,8 @@
  *     its exact size, aligned to 16 bytes (vector accesses); outputs filled with NaN, gradients with numbers to add to;
  *   - runs forward and backward, compares with PyTorch's float64 values when the golden file has the case, else with the CPU;
  *   - runs again, on the CPU with 2 and 3 threads, on emu in other orders of warps and blocks: the same bits; in place, where
- *     the op allows it: the same bits; asks for each gradient alone (the others NULL): the same bits, but for an op that says
- *     otherwise;
+ *     the op allows it: the same bits; asks for each gradient alone (the others NULL): the same bits, but for
+ *     an op that says otherwise;
  *   - on the CPU compares the gradient with central differences of the forward along a random direction;
  *   - wants inputs and canaries untouched;
  *   - repeats all this with bf16 tensors, against the CPU's f32 on the same rounded inputs.

@@ -5,8 +5,9 @@
 
 #define GOLDEN "tests/golden/kernels_elementwise.safetensors"
 
-COVERS(elementwise, gelu_fwd, gelu_bwd, gelu_tanh_fwd, gelu_tanh_bwd, quick_gelu_fwd, quick_gelu_bwd, elu1_fwd, elu1_bwd, tanh_fwd, tanh_bwd,
-       sigmoid_fwd, sigmoid_bwd, add_fwd, mul_fwd, mul_bwd, add_rows_fwd, add_rows_bwd, mul_tokens_fwd, mul_tokens_bwd)
+COVERS(elementwise, gelu_fwd, gelu_bwd, gelu_tanh_fwd, gelu_tanh_bwd, quick_gelu_fwd, quick_gelu_bwd,
+       elu1_fwd, elu1_bwd, tanh_fwd, tanh_bwd, sigmoid_fwd, sigmoid_bwd, add_fwd, mul_fwd, mul_bwd,
+       add_rows_fwd, add_rows_bwd, mul_tokens_fwd, mul_tokens_bwd)
 COVERS(elementwise2, accumulate, dropout_fwd, dropout_bwd, cast)
 
 /* ---- the vector math, over a wide sweep against double ------------------------------------------------ */
@@ -73,8 +74,8 @@ TEST(vector_math_edges) {
 
 /* gelu: |x| times 2e-7 (3.4 EPS32) and two roundings; slope the same without x. */
 ACTIVATION(gelu, 0, 8, 6, 7)
-/* As quick_gelu, 2u rounded three times for one; where |2u| is large the value is small beside 8. The slope's quotient, its square
- * and four products, each of a value up to 1.2. */
+/* As quick_gelu, 2u rounded three times for one; where |2u| is large the value is small beside 8. The slope's
+ * quotient, its square and four products, each of a value up to 1.2. */
 ACTIVATION(gelu_tanh, 0, 8, 12, 14)
 /* exp, sum, quotient, products: about 2 + 1 + 1 + 2 half-ulps, and 1.702 x is rounded before the exponential */
 ACTIVATION(quick_gelu, 0, 8, 12, 14)
@@ -86,7 +87,8 @@ ACTIVATION(sigmoid, 1, 10, 6, 8)
 static const int64_t lengths[][1] = {{1}, {37}, {1000}};
 
 DEVICE_TEST(activations) {
-    static const Kernel *const ks[] = {&gelu_kernel, &gelu_tanh_kernel, &quick_gelu_kernel, &elu1_kernel, &tanh_kernel, &sigmoid_kernel};
+    static const Kernel *const ks[] = {&gelu_kernel, &gelu_tanh_kernel, &quick_gelu_kernel,
+                                       &elu1_kernel, &tanh_kernel,      &sigmoid_kernel};
     for (int i = 0; i < COUNT_OF(ks); i++) {
         for (int n = 0; n < COUNT_OF(lengths); n++) kernel_check(ks[i], lengths[n], GOLDEN);
         kernel_check(ks[i], (int64_t[]){0}, NULL);
@@ -147,7 +149,7 @@ static void check_in_place(const char *name, gelu_bwd_fn *f, DType t) {
     enum { N = 1003 };
     static float x[N], d[N];
     static uint16_t hx[N], hd[N];
-    fill_random(x, N, 1, -0.9f, 0.9f); /* tanh and sigmoid take their output: no slope is 0, whose product has a sign of its own */
+    fill_random(x, N, 1, -0.9f, 0.9f); /* of tanh and sigmoid the output: a slope of 0 would show dy's sign */
     fill_random(d, N, 2, -1, 1);
     for (int i = 0; i < N; i++) hx[i] = bf16_round(x[i]), hd[i] = bf16_round(d[i]);
     const size_t size = dtype_size(t);

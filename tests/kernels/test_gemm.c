@@ -25,30 +25,59 @@ static const Kernel linear = {"gemm", "MNK",
      {"dbias", DX, "N", .of = 2, .bound = 12, .f32 = true}},
     linear_f, linear_b};
 
-/* A linear layer as op.c has it, both gradients of its parameters in one op: the same sums, the same bounds. A library may add the
- * rows of dy one by one: at 640 of them 0.1 sqrt(640) EPS32 of the largest sum, four times that in the worst column. */
+/* A linear layer as op.c has it, both gradients of its parameters in one op: the same sums, the same bounds.
+ * A library may add the rows of dy one by one: at 640 of them 0.1 sqrt(640) EPS32 of the largest sum, and
+ * four times that in the worst column. */
 static void layer_f(void *const *p, const int64_t *d) {
     const int64_t M = d[0], N = d[1], K = d[2];
     op->gemm(S, dt, dt, p[3], N, p[0], K, p[1], K, p[2], false, true, M, N, K, 0);
 }
-static void layer_b(void *const *p, const int64_t *d) { op->gemm_bgrad(S, dt, p[5], p[6], p[4], p[0], d[0], d[1], d[2]); }
-static const Kernel layer = {"gemm_bgrad", "MNK",
-    {{"x", X, "MK"}, {"w", X, "NK"}, {"bias", X, "N", .f32 = true}, {"y", Y, "MN", .bound = 16, .bf16 = 1}, {"dy", DY, "MN"},
-     {"dw", DX, "NK", .of = 1, .bound = 16, .f32 = true}, {"dbias", DX, "N", .of = 2, .bound = 12, .f32 = true}},
-    layer_f, layer_b, .together = true};
+static void layer_b(void *const *p, const int64_t *d) {
+    op->gemm_bgrad(S, dt, p[5], p[6], p[4], p[0], d[0], d[1], d[2]);
+}
+static const Kernel layer = {"gemm_bgrad",
+                             "MNK",
+                             {{"x", X, "MK"},
+                              {"w", X, "NK"},
+                              {"bias", X, "N", .f32 = true},
+                              {"y", Y, "MN", .bound = 16, .bf16 = 1},
+                              {"dy", DY, "MN"},
+                              {"dw", DX, "NK", .of = 1, .bound = 16, .f32 = true},
+                              {"dbias", DX, "N", .of = 2, .bound = 12, .f32 = true}},
+                             layer_f,
+                             layer_b,
+                             .together = true};
 
-/* gelu beside a product: what the product has by itself, times a slope up to 1.13, and gelu's own (test_elementwise.c). In bf16 y may be
- * of the rounded pre, the product rounded before the slope: two roundings. A card's library works in rows of 8 values and in bf16 alone. */
-static void gelu_f(void *const *p, const int64_t *d) { op->gemm_gelu_tanh(S, dt, p[3], p[4], p[0], p[1], p[2], d[0], d[1], d[2]); }
-static void gelu_alone_f(void *const *p, const int64_t *d) { op->gemm_gelu_tanh(S, dt, p[3], NULL, p[0], p[1], p[2], d[0], d[1], d[2]); }
-static void dgelu_f(void *const *p, const int64_t *d) { op->gemm_dgelu_tanh(S, dt, p[3], p[2], p[0], p[1], d[0], d[1], d[2]); }
-static const Kernel gelu = {"gemm_gelu_tanh", "MNK",
-    {{"x", X, "MK"}, {"w", X, "NK"}, {"bias", X, "N", .f32 = true}, {"y", Y, "MN", .bound = 30, .bf16 = 2},
-     {"pre", Y, "MN", .bound = 16, .bf16 = 1}}, gelu_f};
-static const Kernel gelu_alone = {"gemm_gelu_tanh_alone", "MNK",
-    {{"x", X, "MK"}, {"w", X, "NK"}, {"bias", X, "N", .f32 = true}, {"y", Y, "MN", .bound = 30, .bf16 = 2}}, gelu_alone_f};
-static const Kernel dgelu = {"gemm_dgelu_tanh", "MNK",
-    {{"dz", X, "MK"}, {"w", X, "KN"}, {"pre", X, "MN", -4, 4}, {"dpre", Y, "MN", .bound = 32, .bf16 = 2}}, dgelu_f};
+/* gelu beside a product: what the product has by itself, times a slope up to 1.13, and gelu's own
+ * (test_elementwise.c). In bf16 y may be of the rounded pre, the product rounded before the slope: two
+ * roundings. A card's library works in rows of 8 values and in bf16 alone. */
+static void gelu_f(void *const *p, const int64_t *d) {
+    op->gemm_gelu_tanh(S, dt, p[3], p[4], p[0], p[1], p[2], d[0], d[1], d[2]);
+}
+static void gelu_alone_f(void *const *p, const int64_t *d) {
+    op->gemm_gelu_tanh(S, dt, p[3], NULL, p[0], p[1], p[2], d[0], d[1], d[2]);
+}
+static void dgelu_f(void *const *p, const int64_t *d) {
+    op->gemm_dgelu_tanh(S, dt, p[3], p[2], p[0], p[1], d[0], d[1], d[2]);
+}
+static const Kernel gelu = {"gemm_gelu_tanh",
+                            "MNK",
+                            {{"x", X, "MK"},
+                             {"w", X, "NK"},
+                             {"bias", X, "N", .f32 = true},
+                             {"y", Y, "MN", .bound = 30, .bf16 = 2},
+                             {"pre", Y, "MN", .bound = 16, .bf16 = 1}},
+                            gelu_f};
+static const Kernel gelu_alone = {
+    "gemm_gelu_tanh_alone",
+    "MNK",
+    {{"x", X, "MK"}, {"w", X, "NK"}, {"bias", X, "N", .f32 = true}, {"y", Y, "MN", .bound = 30, .bf16 = 2}},
+    gelu_alone_f};
+static const Kernel dgelu = {
+    "gemm_dgelu_tanh",
+    "MNK",
+    {{"dz", X, "MK"}, {"w", X, "KN"}, {"pre", X, "MN", -4, 4}, {"dpre", Y, "MN", .bound = 32, .bf16 = 2}},
+    dgelu_f};
 
 /* The last layer of a network: f32 from bf16, not rounded on the way out. */
 static void head_f(void *const *p, const int64_t *d) {
@@ -74,9 +103,11 @@ DEVICE_TEST(gemm_sizes) {
         {640, 384, 3}, {17, 300, 40}, {63, 65, 64}, /* gradients that are a few rows or columns */
     };
     for (int i = 0; i < COUNT_OF(sizes); i++) kernel_check(&linear, sizes[i], NULL);
-    static const int64_t layers[][3] = {{0, 3, 3}, {3, 0, 3}, {3, 3, 0}, {1, 640, 128}, {640, 1, 128}, {193, 257, 65}, {185, 384, 96}};
+    static const int64_t layers[][3] = {{0, 3, 3},     {3, 0, 3},      {3, 3, 0},     {1, 640, 128},
+                                        {640, 1, 128}, {193, 257, 65}, {185, 384, 96}};
     for (int i = 0; i < COUNT_OF(layers); i++) kernel_check(&layer, layers[i], NULL);
-    static const int64_t mlps[][3] = {{0, 3, 3}, {3, 0, 3}, {3, 3, 0}, {1, 640, 128}, {193, 257, 65}, {185, 256, 96}, {40, 100, 64}};
+    static const int64_t mlps[][3] = {{0, 3, 3},      {3, 0, 3},      {3, 3, 0},    {1, 640, 128},
+                                      {193, 257, 65}, {185, 256, 96}, {40, 100, 64}};
     for (int i = 0; i < COUNT_OF(mlps); i++) {
         kernel_check(&gelu, mlps[i], NULL);
         kernel_check(&gelu_alone, mlps[i], NULL);

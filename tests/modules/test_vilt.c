@@ -46,13 +46,19 @@ DEVICE_TEST(vilt_tanh_bf16) { golden_check_bf16(TANH); }
 TEST(vilt_tanh_ten_updates) { golden_check_updates(TANH, 1e-3); }
 
 TEST(vilt_activation_names) {
-    static const struct { const char *name; Activation act; } rows[] = {
-        {"gelu", ACT_GELU}, {"gelu_new", ACT_GELU_TANH}, {"gelu_pytorch_tanh", ACT_GELU_TANH}, {"quick_gelu", ACT_QUICK_GELU}};
+    static const struct {
+        const char *name;
+        Activation act;
+    } rows[] = {{"gelu", ACT_GELU},
+                {"gelu_new", ACT_GELU_TANH},
+                {"gelu_pytorch_tanh", ACT_GELU_TANH},
+                {"quick_gelu", ACT_QUICK_GELU}};
     for (int i = 0; i < COUNT_OF(rows); i++) {
         Module m = {.folder = "a", .config = json_pack("{s:s}", "hidden_act", rows[i].name)};
         Activation act;
         Error e = {0};
-        EXPECT(config_activation(&m, "hidden_act", "gelu", &act, &e) && act == rows[i].act, "%s: %s", rows[i].name, e.text);
+        EXPECT(config_activation(&m, "hidden_act", "gelu", &act, &e) && act == rows[i].act, "%s: %s",
+               rows[i].name, e.text);
         json_decref(m.config);
     }
 }
