@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""The optimizer alone, over ViLT-B/32's 117.6 million parameters, here and as torch.optim.AdamW, side by side in one run.
+"""The optimizer alone over ViLT-B/32's 117.6 million parameters, here and torch.optim.AdamW, side by side.
 
     python3 bench/adamw.py --bench build/cpu/vpdistill
 
-Ours is the operation that an update calls once; PyTorch's is optimizer.step() as it comes ("default": parameter by parameter on a
-CPU), with foreach and with fused. Gradients are there already, and neither clips. An update moves at least 28 bytes a parameter:
-parameter and both moments read and written, the gradient read. All take turns (turns.py). Needs requirements.txt.
+Ours is the operation that an update calls once; PyTorch's is optimizer.step() as it comes ("default":
+parameter by parameter on a CPU), with foreach and with fused. Gradients are there already, and neither clips.
+An update moves at least 28 bytes a parameter: parameter and both moments read and written, the gradient read.
+All take turns (turns.py). Needs requirements.txt.
 """
+
 import argparse
 import os
 
@@ -30,16 +32,35 @@ def main():
         makers.append(step.theirs(args, folder, size, "adamw", how, "PASSIVE"))
         makers[-1].kind = how
     peaks = []
-    sides = turns.in_turns(makers, "adamw", args.times, args.rounds, between=lambda: peaks.append(turns.peak_of(args.bench, args.threads, args.cores)))
+    sides = turns.in_turns(
+        makers,
+        "adamw",
+        args.times,
+        args.rounds,
+        between=lambda: peaks.append(turns.peak_of(args.bench, args.threads, args.cores)),
+    )
     peak = max(p["gbs"] for p in peaks)
     rows = [turns.result_of(s, gbs=28 * s.info["parameters"] / turns.median(s) * 1e-9) for s in sides]
-    result = {"threads": args.threads, "rounds": args.rounds, "times_per_turn": args.times, "peak_gbs": peak, "load": os.getloadavg()[0],
-              "sides": rows, "ratios": turns.ratios(rows, {"default": 4.0})}  # fmt: skip
-    print(f"AdamW, {rows[0]['parameters']:,} parameters, {args.threads} threads; {args.rounds} rounds, in turns, of {args.times}\n"
-          f"{turns.machine()}\npeak in this run: {peak:.1f} GB/s")  # fmt: skip
+    result = {
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "times_per_turn": args.times,
+        "peak_gbs": peak,
+        "load": os.getloadavg()[0],
+        "sides": rows,
+        "ratios": turns.ratios(rows, {"default": 4.0}),
+    }
+    print(
+        f"AdamW, {rows[0]['parameters']:,} parameters, {args.threads} threads; "
+        f"{args.rounds} rounds, in turns, of {args.times}\n"
+        f"{turns.machine()}\npeak in this run: {peak:.1f} GB/s"
+    )
     print(f"{'':44s} {'median ms':>10s} {'best':>10s} {'GB/s':>8s} {'%peak':>6s}")
     for s in rows:
-        print(f"{s['name']:44s} {s['median_s'] * 1e3:10.2f} {s['best_s'] * 1e3:10.2f} {s['gbs']:8.1f} {100 * s['gbs'] / peak:6.1f}")
+        print(
+            f"{s['name']:44s} {s['median_s'] * 1e3:10.2f} {s['best_s'] * 1e3:10.2f} "
+            f"{s['gbs']:8.1f} {100 * s['gbs'] / peak:6.1f}"
+        )
     turns.print_ratios(result["ratios"])
     turns.finish(args, [result])
 

@@ -1,24 +1,28 @@
 #!/usr/bin/env python3
-"""The other side: PyTorch and ONNX Runtime, working on request as `vpdistill bench ... requests` does (turns.py, requests.c).
+"""The other side: PyTorch and ONNX Runtime, on request as `vpdistill bench ... requests` is (requests.c).
 
-    python3 bench/peers.py --check                         the networks written down here beside transformers', on equal weights
-    python3 bench/peers.py --peer plain-eager --folder FOLDER --batch 8 ...        what the drivers start
+    python3 bench/peers.py --check                           the plain networks beside transformers'
+    python3 bench/peers.py --peer plain-eager --folder FOLDER --batch 8 ...   what the drivers start
 
-Programs of a network, of the sizes in FOLDER/config.json (ViLT VQA or OWL-ViT), on a batch of images of one size:
+Programs of a network, of the sizes in FOLDER/config.json (ViLT VQA or OWL-ViT), on a batch of images of one
+size:
     hf-eager        transformers' own model (scaled_dot_product_attention where it has that)
-    hf-compile      the same under torch.compile (ViLT: its encoder; the sampling of patches has no static graph)
-    plain-eager     the same network written down plainly: fused q, k, v, scaled_dot_product_attention, no masks, no sampling
+    hf-compile      the same under torch.compile (ViLT: its encoder; sampling patches has no static graph)
+    plain-eager     the network written down plainly: fused q, k, v, no masks, no sampling
     plain-compile   that under torch.compile
     plain-first     ViLT: plain-eager that computes only the token that is read in the last block, as we do
     onnx            outputs alone: plain-eager exported by torch.onnx, in ONNX Runtime
     adamw           the optimizer alone, over parameters of the network's shapes
-and     pil         JPEG files to normalised squares: --files FOLDER, --how processor (transformers' on Pillow) or numpy (by hand)
+    pil             JPEG files of --files to normalised squares: --how processor (transformers' on Pillow) or
+                    numpy (by hand)
 All get tensors ready made (patches and tokens); we start from u8 pixels and words. Needs requirements.txt.
 """
+
 import argparse
 import json
 import pathlib
 import resource
+import subprocess
 import sys
 import time
 
@@ -26,11 +30,11 @@ here = pathlib.Path(__file__).resolve().parent
 NETWORKS = ["hf-eager", "hf-compile", "plain-eager", "plain-compile", "plain-first"]
 LOC_ALPHA, LOC_GAMMA = 0.3, 2.0
 
-# ---- networks ----------------------------------------------------------------------------------------------------
+# ---- networks ----------------------------------------------------------------------------------------------
 
 
 def config_of(folder):
-    """transformers' configuration, with weights that are not NaN: a folder without weights may leave their size open."""
+    """transformers' configuration; a folder without weights may leave open how large they are drawn."""
     import transformers
 
     raw = json.loads((pathlib.Path(folder) / "config.json").read_text())
@@ -83,15 +87,23 @@ def plain_vilt(cfg, first_only=False):
             self.patch, self.cls = nn.Linear(3 * cfg.patch_size**2, C), nn.Parameter(torch.zeros(1, 1, C))
             self.pos = nn.Parameter(torch.zeros(1, 1 + (cfg.image_size // cfg.patch_size) ** 2, C))
             self.modality = nn.Embedding(cfg.modality_type_vocab_size, C)
-            self.blocks = blocks(C, cfg.intermediate_size, cfg.num_attention_heads, eps, cfg.num_hidden_layers, F.gelu)
+            self.blocks = blocks(
+                C, cfg.intermediate_size, cfg.num_attention_heads, eps, cfg.num_hidden_layers, F.gelu
+            )
             self.norm, self.pooler = nn.LayerNorm(C, eps), nn.Linear(C, C)
-            self.head = nn.Sequential(nn.Linear(C, 2 * C), nn.LayerNorm(2 * C), nn.GELU(), nn.Linear(2 * C, cfg.num_labels))
+            self.head = nn.Sequential(
+                nn.Linear(C, 2 * C), nn.LayerNorm(2 * C), nn.GELU(), nn.Linear(2 * C, cfg.num_labels)
+            )
 
         def forward(self, ids, patches):
             B = ids.shape[0]
             t = self.word(ids) + self.segment.weight[0] + self.text_pos.weight[: ids.shape[1]]
             t = self.text_norm(t) + self.modality.weight[0]
-            i = torch.cat([self.cls.expand(B, -1, -1), self.patch(patches)], 1) + self.pos + self.modality.weight[1]
+            i = (
+                torch.cat([self.cls.expand(B, -1, -1), self.patch(patches)], 1)
+                + self.pos
+                + self.modality.weight[1]
+            )
             x = torch.cat([t, i], 1)
             for k, b in enumerate(self.blocks):
                 x = b(x, first=first_only and k == len(self.blocks) - 1)
@@ -113,25 +125,42 @@ def plain_owlvit(cfg):
     from torch.nn import functional as F
 
     v, t = cfg.vision_config, cfg.text_config
-    tower = lambda c: blocks(c.hidden_size, c.intermediate_size, c.num_attention_heads, c.layer_norm_eps, c.num_hidden_layers, quick_gelu)
+    tower = lambda c: blocks(
+        c.hidden_size,
+        c.intermediate_size,
+        c.num_attention_heads,
+        c.layer_norm_eps,
+        c.num_hidden_layers,
+        quick_gelu,
+    )
 
     class Owl(nn.Module):
         def __init__(self):
             super().__init__()
             C, D, grid = v.hidden_size, t.hidden_size, v.image_size // v.patch_size
-            self.token, self.text_pos = nn.Embedding(t.vocab_size, D), nn.Embedding(t.max_position_embeddings, D)
+            self.token, self.text_pos = (
+                nn.Embedding(t.vocab_size, D),
+                nn.Embedding(t.max_position_embeddings, D),
+            )
             self.text_blocks, self.text_norm = tower(t), nn.LayerNorm(D, t.layer_norm_eps)
             self.text_projection = nn.Linear(D, cfg.projection_dim, bias=False)
             self.cls, self.patch = nn.Parameter(torch.zeros(C)), nn.Linear(3 * v.patch_size**2, C, bias=False)
             self.pos = nn.Embedding(grid * grid + 1, C)
             self.pre_norm, self.image_blocks = nn.LayerNorm(C, v.layer_norm_eps), tower(v)
-            self.post_norm, self.merge_norm = nn.LayerNorm(C, v.layer_norm_eps), nn.LayerNorm(C, v.layer_norm_eps)
+            self.post_norm, self.merge_norm = (
+                nn.LayerNorm(C, v.layer_norm_eps),
+                nn.LayerNorm(C, v.layer_norm_eps),
+            )
             self.dense, self.shift, self.scale = nn.Linear(C, D), nn.Linear(C, 1), nn.Linear(C, 1)
             self.box = nn.Sequential(nn.Linear(C, C), nn.GELU(), nn.Linear(C, C), nn.GELU(), nn.Linear(C, 4))
-            y, x = torch.meshgrid(torch.arange(1, grid + 1) / grid, torch.arange(1, grid + 1) / grid, indexing="ij")
+            y, x = torch.meshgrid(
+                torch.arange(1, grid + 1) / grid, torch.arange(1, grid + 1) / grid, indexing="ij"
+            )
             side = torch.full((grid * grid,), 1 / grid)
             corner = torch.stack([x.flatten(), y.flatten(), side, side], 1)
-            self.register_buffer("bias", torch.log(corner + 1e-4) - torch.log1p(-corner + 1e-4), persistent=False)
+            self.register_buffer(
+                "bias", torch.log(corner + 1e-4) - torch.log1p(-corner + 1e-4), persistent=False
+            )
 
         def forward(self, ids, patches):
             B = ids.shape[0]
@@ -156,10 +185,15 @@ def plain_owlvit(cfg):
 def to_patches(pixels, p):
     """(B, 3, H, W) -> (B, patches, 3 p p), as a convolution's kernel reads them."""
     B, _, H, W = pixels.shape
-    return pixels.view(B, 3, H // p, p, W // p, p).permute(0, 2, 4, 1, 3, 5).reshape(B, H // p * (W // p), -1).contiguous()
+    return (
+        pixels.view(B, 3, H // p, p, W // p, p)
+        .permute(0, 2, 4, 1, 3, 5)
+        .reshape(B, H // p * (W // p), -1)
+        .contiguous()
+    )
 
 
-# ---- losses ------------------------------------------------------------------------------------------------------
+# ---- losses ------------------------------------------------------------------------------------------------
 
 
 def corners(b):
@@ -173,7 +207,9 @@ def giou(a, b):
     import torch
 
     area = lambda x: (x[..., 2:] - x[..., :2]).prod(-1)
-    both = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    both = (
+        (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    )
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
     union = area(a) + area(b) - both
     return both / union - (hull - union) / hull
@@ -189,7 +225,11 @@ def loc_loss(logits, boxes, target):
         p = logits.sigmoid()
         positive = -LOC_ALPHA * (1 - p) ** LOC_GAMMA * torch.log(p)
         cost = (positive + (1 - LOC_ALPHA) * p**LOC_GAMMA * torch.log1p(-p))[:, None]
-        cost = cost + torch.cdist(target, boxes, p=1) - giou(corners(target)[:, :, None], corners(boxes)[:, None])
+        cost = (
+            cost
+            + torch.cdist(target, boxes, p=1)
+            - giou(corners(target)[:, :, None], corners(boxes)[:, None])
+        )
         col = torch.stack([torch.as_tensor(scipy.optimize.linear_sum_assignment(c)[1]) for c in cost.numpy()])
     y = torch.zeros_like(logits).scatter_(1, col, 1.0)
     mine, want = corners(boxes.gather(1, col[..., None].expand(B, N, 4))), corners(target)
@@ -199,7 +239,7 @@ def loc_loss(logits, boxes, target):
     return (focal + (mine - want).abs().sum() + (1 - giou(mine, want)).sum()) / B
 
 
-# ---- a network and its batch -------------------------------------------------------------------------------------
+# ---- a network and its batch -------------------------------------------------------------------------------
 
 
 class Network:
@@ -216,7 +256,9 @@ class Network:
         self.pixels = torch.rand(B, 3, args.side, args.side) * 2 - 1
         self.patches = to_patches(self.pixels, sizes.patch_size)
         if self.is_loc:
-            self.ids[:, -1] = cfg.text_config.vocab_size - 1  # the end token, which the model looks for, has the largest id
+            self.ids[:, -1] = (
+                cfg.text_config.vocab_size - 1
+            )  # the end token, which the model looks for, has the largest id
             target = torch.rand(B, 2, 4) * 0.5 + 0.25
             self.loss = lambda out: loc_loss(*out, target)
         else:
@@ -232,7 +274,9 @@ class Network:
         import torch
 
         if peer.startswith("plain") or peer == "onnx":
-            self.model = plain_owlvit(self.cfg) if self.is_loc else plain_vilt(self.cfg, peer == "plain-first")
+            self.model = (
+                plain_owlvit(self.cfg) if self.is_loc else plain_vilt(self.cfg, peer == "plain-first")
+            )
             for p in self.model.parameters():
                 if p.ndim > 1:
                     torch.nn.init.normal_(p, std=0.02)
@@ -257,14 +301,25 @@ class Network:
             if peer == "hf-compile":
                 self.model.vilt.encoder = torch.compile(self.model.vilt.encoder)
             B, _, H, W = self.pixels.shape
-            given = {"input_ids": self.ids, "attention_mask": torch.ones_like(self.ids), "token_type_ids": torch.zeros_like(self.ids),
-                     "pixel_values": self.pixels, "pixel_mask": torch.ones(B, H, W, dtype=torch.long)}  # fmt: skip
+            given = {
+                "input_ids": self.ids,
+                "attention_mask": torch.ones_like(self.ids),
+                "token_type_ids": torch.zeros_like(self.ids),
+                "pixel_values": self.pixels,
+                "pixel_mask": torch.ones(B, H, W, dtype=torch.long),
+            }
             self.forward = lambda: self.model(**given).logits
 
 
 def groups_of(model):
     """Decay on all but biases and norms."""
-    return [{"params": [p for p in model.parameters() if (p.ndim >= 2) == decayed], "weight_decay": 0.01 * decayed} for decayed in (True, False)]
+    return [
+        {
+            "params": [p for p in model.parameters() if (p.ndim >= 2) == decayed],
+            "weight_decay": 0.01 * decayed,
+        }
+        for decayed in (True, False)
+    ]
 
 
 def autocast(args):
@@ -301,35 +356,71 @@ def inferer(args):
 
     net = Network(args)
     net.model.eval()
-    count = sum(p.numel() for p in net.model.parameters())
-    if args.peer == "onnx":
-        return onnx_inferer(args, net), count
 
     def infer():
         with torch.inference_mode(), autocast(args):
             out = net.forward()
         return (out[0] if net.is_loc else out).flatten()[0].item()
 
-    return infer, count
+    return infer, sum(p.numel() for p in net.model.parameters())
 
 
-def onnx_inferer(args, net):
-    import onnxruntime
+def onnx_path(args):
+    return (
+        here.parent
+        / f"build/bench/{pathlib.Path(args.folder).name}-{args.batch}-{args.text}-{args.side}.onnx"
+    )
+
+
+def export(args):
+    """The plain network and its batch, for ONNX Runtime; kept for the next time."""
+    import numpy as np
     import torch
 
-    path = pathlib.Path(args.folder) / f"plain-{args.batch}-{args.text}-{args.side}.onnx"
+    net, path = Network(args), onnx_path(args)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    net.model.eval()
+    torch.onnx.export(
+        net.model,
+        (net.ids, net.patches),
+        str(path.with_suffix(".new.onnx")),
+        input_names=["ids", "patches"],
+        dynamo=True,
+        external_data=False,
+        optimize=True,
+        verbose=False,
+    )
+    np.savez(
+        path.with_suffix(".npz"),
+        ids=net.ids.numpy(),
+        patches=net.patches.numpy(),
+        parameters=sum(p.numel() for p in net.model.parameters()),
+    )
+    path.with_suffix(".new.onnx").rename(path)
+
+
+def onnx_inferer(args):
+    """Without PyTorch in the process: its memory is not ONNX Runtime's."""
+    import numpy as np
+    import onnxruntime
+
+    path = onnx_path(args)
     if not path.exists():
-        made = path.with_name(f"{path.stem}.new.onnx")
-        torch.onnx.export(net.model, (net.ids, net.patches), str(made), input_names=["ids", "patches"], dynamo=True, external_data=False,
-                          optimize=True, verbose=False)  # fmt: skip
-        made.rename(path)
+        subprocess.run(
+            [sys.executable, __file__, "--export", *sys.argv[1:]],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = args.threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it is stopped between turns; waiting must not work
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # it is stopped between turns; waiting must not work
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {"ids": net.ids.numpy(), "patches": net.patches.numpy()}
-    del net.model
-    return lambda: float(session.run(None, feed)[0].flat[0])
+    saved = np.load(path.with_suffix(".npz"))
+    feed = {k: saved[k] for k in ("ids", "patches")}
+    return lambda: float(session.run(None, feed)[0].flat[0]), int(saved["parameters"])
 
 
 def adamw(args):
@@ -350,7 +441,7 @@ def adamw(args):
     return update, sum(p.numel() for p in model.parameters())
 
 
-# ---- images ------------------------------------------------------------------------------------------------------
+# ---- images ------------------------------------------------------------------------------------------------
 
 
 def pil_reader(args):
@@ -384,7 +475,7 @@ def pil_reader(args):
     return {"whole": whole, "square": lambda: whole(True)}, {"files": len(files)}
 
 
-# ---- serving -----------------------------------------------------------------------------------------------------
+# ---- serving -----------------------------------------------------------------------------------------------
 
 
 def serve(requests, info):
@@ -402,7 +493,7 @@ def serve(requests, info):
         print(json.dumps(answer), flush=True)
 
 
-# ---- the check ---------------------------------------------------------------------------------------------------
+# ---- the check ---------------------------------------------------------------------------------------------
 
 
 def fused(state, prefix, names):
@@ -424,16 +515,39 @@ def take_blocks(own, other, mine, theirs, names):
 
 def vilt_weights(other):
     own, e = {}, "vilt.embeddings."
-    take_blocks(own, other, "blocks", "vilt.encoder.layer", [
-        "attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense", "layernorm_before",
-        "layernorm_after", "intermediate.dense", "output.dense"])  # fmt: skip
+    take_blocks(
+        own,
+        other,
+        "blocks",
+        "vilt.encoder.layer",
+        [
+            "attention.attention.query",
+            "attention.attention.key",
+            "attention.attention.value",
+            "attention.output.dense",
+            "layernorm_before",
+            "layernorm_after",
+            "intermediate.dense",
+            "output.dense",
+        ],
+    )
     t, p = e + "text_embeddings.", e + "patch_embeddings.projection."
-    own |= {"word.weight": other[t + "word_embeddings.weight"], "segment.weight": other[t + "token_type_embeddings.weight"],
-            "text_pos.weight": other[t + "position_embeddings.weight"], "cls": other[e + "cls_token"], "pos": other[e + "position_embeddings"],
-            "patch.weight": other[p + "weight"].flatten(1), "patch.bias": other[p + "bias"],
-            "modality.weight": other[e + "token_type_embeddings.weight"]}  # fmt: skip
-    for mine, theirs in (("text_norm", t + "LayerNorm"), ("norm", "vilt.layernorm"), ("pooler", "vilt.pooler.dense"),
-                         *((f"head.{k}", f"classifier.{k}") for k in (0, 1, 3))):  # fmt: skip
+    own |= {
+        "word.weight": other[t + "word_embeddings.weight"],
+        "segment.weight": other[t + "token_type_embeddings.weight"],
+        "text_pos.weight": other[t + "position_embeddings.weight"],
+        "cls": other[e + "cls_token"],
+        "pos": other[e + "position_embeddings"],
+        "patch.weight": other[p + "weight"].flatten(1),
+        "patch.bias": other[p + "bias"],
+        "modality.weight": other[e + "token_type_embeddings.weight"],
+    }
+    for mine, theirs in (
+        ("text_norm", t + "LayerNorm"),
+        ("norm", "vilt.layernorm"),
+        ("pooler", "vilt.pooler.dense"),
+        *((f"head.{k}", f"classifier.{k}") for k in (0, 1, 3)),
+    ):
         for part in ("weight", "bias"):
             own[f"{mine}.{part}"] = other[f"{theirs}.{part}"]
     return own
@@ -441,16 +555,36 @@ def vilt_weights(other):
 
 def owlvit_weights(other):
     own, v, t = {}, "owlvit.vision_model.", "owlvit.text_model."
-    names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"]
+    names = [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.out_proj",
+        "layer_norm1",
+        "layer_norm2",
+        "mlp.fc1",
+        "mlp.fc2",
+    ]
     take_blocks(own, other, "image_blocks", v + "encoder.layers", names)
     take_blocks(own, other, "text_blocks", t + "encoder.layers", names)
-    own |= {"token.weight": other[t + "embeddings.token_embedding.weight"], "text_pos.weight": other[t + "embeddings.position_embedding.weight"],
-            "text_projection.weight": other["owlvit.text_projection.weight"], "cls": other[v + "embeddings.class_embedding"],
-            "patch.weight": other[v + "embeddings.patch_embedding.weight"].flatten(1),
-            "pos.weight": other[v + "embeddings.position_embedding.weight"]}  # fmt: skip
-    for mine, theirs in (("text_norm", t + "final_layer_norm"), ("pre_norm", v + "pre_layernorm"), ("post_norm", v + "post_layernorm"),
-                         ("merge_norm", "layer_norm"), ("dense", "class_head.dense0"), ("shift", "class_head.logit_shift"),
-                         ("scale", "class_head.logit_scale"), *((f"box.{2 * k}", f"box_head.dense{k}") for k in range(3))):  # fmt: skip
+    own |= {
+        "token.weight": other[t + "embeddings.token_embedding.weight"],
+        "text_pos.weight": other[t + "embeddings.position_embedding.weight"],
+        "text_projection.weight": other["owlvit.text_projection.weight"],
+        "cls": other[v + "embeddings.class_embedding"],
+        "patch.weight": other[v + "embeddings.patch_embedding.weight"].flatten(1),
+        "pos.weight": other[v + "embeddings.position_embedding.weight"],
+    }
+    for mine, theirs in (
+        ("text_norm", t + "final_layer_norm"),
+        ("pre_norm", v + "pre_layernorm"),
+        ("post_norm", v + "post_layernorm"),
+        ("merge_norm", "layer_norm"),
+        ("dense", "class_head.dense0"),
+        ("shift", "class_head.logit_shift"),
+        ("scale", "class_head.logit_scale"),
+        *((f"box.{2 * k}", f"box_head.dense{k}") for k in range(3)),
+    ):
         for part in ("weight", "bias"):
             own[f"{mine}.{part}"] = other[f"{theirs}.{part}"]
     return own
@@ -461,7 +595,10 @@ def check():
     import torch
 
     root, worst = here.parent, 0.0
-    for folder, side, text, weights in (("tiny-vilt", 48, 10, vilt_weights), ("tiny-owlvit", None, 16, owlvit_weights)):
+    for folder, side, text, weights in (
+        ("tiny-vilt", 48, 10, vilt_weights),
+        ("tiny-owlvit", None, 16, owlvit_weights),
+    ):
         folder = root / "configs/models" / folder
         side = side or config_of(folder).vision_config.image_size
         args = argparse.Namespace(folder=folder, batch=3, text=text, side=side, peer="hf-eager")
@@ -490,23 +627,32 @@ def main():
     p.add_argument("--peer", choices=[*NETWORKS, "onnx", "adamw", "pil"])
     p.add_argument("--folder", help="model folder")
     p.add_argument("--files", help="folder of JPEG files")
-    p.add_argument("--optimizer", default="fused", help="fused, foreach or default (the last for adamw alone)")
+    p.add_argument(
+        "--optimizer", default="fused", help="fused, foreach or default (the last for adamw alone)"
+    )
     p.add_argument("--precision", default="f32", choices=["f32", "bf16"])
     p.add_argument("--how", default="processor", choices=["processor", "numpy"])
     for k in ("batch", "text", "side", "threads"):
         p.add_argument(f"--{k}", type=int, default=1)
     p.add_argument("--infer", action="store_true", help="outputs alone")
+    p.add_argument("--export", action="store_true", help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.check:
         check()
     if args.peer == "pil":
-        serve(*pil_reader(args))
-        return
+        return serve(*pil_reader(args))
+    if args.peer == "onnx" and not args.export:
+        work, count = onnx_inferer(args)
+        return serve({"infer": work}, {"parameters": count, "threads": args.threads})
     import torch
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
-    what, make = ("adamw", adamw) if args.peer == "adamw" else ("infer", inferer) if args.infer or args.peer == "onnx" else ("step", stepper)
+    if args.export:
+        return export(args)
+    what, make = (
+        ("adamw", adamw) if args.peer == "adamw" else ("infer", inferer) if args.infer else ("step", stepper)
+    )
     work, count = make(args)
     serve({what: work}, {"parameters": count, "threads": torch.get_num_threads(), "torch": torch.__version__})
 

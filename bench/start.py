@@ -3,11 +3,13 @@
 
     python3 bench/start.py --bench build/cpu/vpdistill
 
-A question about a photograph to ViLT-B/32 (random weights, 3,129 answers, a folder as transformers saves it, 470 MB): `vpdistill run`
-with a program of one VQA step, and the shortest Python program that does the same. Both processes start from nothing in every turn;
-files are in the page cache from a first turn that is not counted. Both must give the same answer. Peak memory is the resident set,
-with the pages of the weights' file that a process maps. Needs requirements.txt.
+A question about a photograph to ViLT-B/32 (random weights, 3,129 answers, a folder as transformers saves it,
+470 MB): `vpdistill run` with a program of one VQA step, and the shortest Python program that does the same.
+Both processes start from nothing in every turn; files are in the page cache from a first turn that is not
+counted. Both must give the same answer. Peak memory is the resident set, with the pages of the weights' file
+that a process maps. Needs requirements.txt.
 """
+
 import argparse
 import os
 import pathlib
@@ -62,7 +64,14 @@ def save_model():
 def turn(command, env, cores):
     """(seconds, peak bytes, the last line printed)."""
     begin = time.perf_counter()
-    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env, preexec_fn=lambda: os.sched_setaffinity(0, cores))
+    p = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=env,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
     said = p.stdout.read().split("\n")
     _, status, used = os.wait4(p.pid, 0)
     if status:
@@ -84,12 +93,27 @@ def main():
 
     python = [sys.executable, __file__]
     image = make_photographs(turns.root / "build/bench/photographs") / "00.jpg"
-    folder = subprocess.run([*python, "--save"], check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
+    folder = subprocess.run(
+        [*python, "--save"], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout.split()[-1]
     program = pathlib.Path(folder) / "program.txt"
     program.write_text(f"ANSWER0=VQA(image=IMAGE,question='{QUESTION}')\nFINAL_RESULT=RESULT(var=ANSWER0)\n")
-    cores, env = turns.cores_of(args), {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
+    cores, env = (
+        turns.cores_of(args),
+        {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"},
+    )
     sides = {
-        "vpdistill": [args.bench, "run", "--image", str(image), "--program", str(program), "--vqa", folder, f"run.threads={args.threads}"],
+        "vpdistill": [
+            args.bench,
+            "run",
+            "--image",
+            str(image),
+            "--program",
+            str(program),
+            "--vqa",
+            folder,
+            f"run.threads={args.threads}",
+        ],
         "transformers": [*python, "--answer", folder, str(image)],
     }
     turned = {name: [] for name in sides}
@@ -98,14 +122,35 @@ def main():
             one = turn(sides[name], env, cores)
             if r >= 0:
                 turned[name].append(one)
-    rows = [{"name": name, "kind": name, "median_s": statistics.median(t[0] for t in ts), "best_s": min(t[0] for t in ts),
-             "peak_rss": statistics.median(t[1] for t in ts), "answer": ts[0][2], "turns_s": [t[0] for t in ts]}
-            for name, ts in turned.items()]  # fmt: skip
-    result = {"threads": args.threads, "rounds": args.rounds, "load": os.getloadavg()[0], "sides": rows, "ratios": turns.ratios(rows, {})}
-    print(f"start to answer of ViLT-B/32, {args.threads} threads; {args.rounds} rounds, in turns\n{turns.machine()}")
+    rows = [
+        {
+            "name": name,
+            "kind": name,
+            "median_s": statistics.median(t[0] for t in ts),
+            "best_s": min(t[0] for t in ts),
+            "peak_rss": statistics.median(t[1] for t in ts),
+            "answer": ts[0][2],
+            "turns_s": [t[0] for t in ts],
+        }
+        for name, ts in turned.items()
+    ]
+    result = {
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "load": os.getloadavg()[0],
+        "sides": rows,
+        "ratios": turns.ratios(rows, {}),
+    }
+    print(
+        f"start to answer of ViLT-B/32, {args.threads} threads; "
+        f"{args.rounds} rounds, in turns\n{turns.machine()}"
+    )
     print(f"{'':16s} {'median s':>10s} {'best':>10s} {'peak RSS MB':>12s}  answer")
     for s in rows:
-        print(f"{s['name']:16s} {s['median_s']:10.3f} {s['best_s']:10.3f} {s['peak_rss'] / 1e6:12.0f}  {s['answer']}")
+        print(
+            f"{s['name']:16s} {s['median_s']:10.3f} {s['best_s']:10.3f} "
+            f"{s['peak_rss'] / 1e6:12.0f}  {s['answer']}"
+        )
     turns.print_ratios(result["ratios"])
     if rows[0]["answer"].split()[-2:] != rows[1]["answer"].split()[-2:]:
         sys.exit("the answers differ")

@@ -1,10 +1,11 @@
 """Programs that take turns: what the drivers beside it (step.py, infer.py, adamw.py, jpeg.py) share.
 
-Each side is a process that keeps its model and its data loaded and works on request; the driver asks them in turns, A B B A A B ...,
-and stops (SIGSTOP) those that do not work, so that a waiting thread pool cannot take a core from the one that does. Commands
-are lines of standard input, answers JSON objects: "NAME K" does something K times, "info" tells of the process (bench/requests.c,
-peers.py).
+Each side is a process that keeps its model and its data loaded and works on request; the driver asks them in
+turns, A B B A A B ..., and stops (SIGSTOP) those that do not work, so that a waiting thread pool cannot take
+a core from the one that does. Commands are lines of standard input, answers JSON objects: "NAME K" does
+something K times, "info" tells of the process (bench/requests.c, peers.py).
 """
+
 import json
 import os
 import pathlib
@@ -25,8 +26,14 @@ class Side:
     def __init__(self, name, kind, command, cores, env=None):
         self.name, self.kind = name, kind
         self.seconds, self.turns, self.cpu, self.last = [], [], 0.0, None
-        self.p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})},
-                                  preexec_fn=lambda: os.sched_setaffinity(0, cores))  # fmt: skip
+        self.p = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
 
     def ask(self, line):
         os.kill(self.p.pid, signal.SIGCONT)
@@ -94,7 +101,8 @@ def quickest(makers, what, n):
 
 
 def in_turns(makers, what, n, rounds, warm=3, between=None):
-    """Every side's work, `rounds` turns each of n times, the order reversed from round to round. The sides, closed, with `info`."""
+    """Every side's work, `rounds` turns each of n times, the order reversed from round to round. Returns the
+    sides, closed, with `info`."""
     sides = []
     try:
         for m in makers:
@@ -122,8 +130,13 @@ def peak_of(engine, threads, cores):
     """What the processor reaches now: GFLOP/s from registers, GB/s of memory."""
     env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     with tempfile.NamedTemporaryFile(suffix=".json") as f:
-        subprocess.run([engine, "bench", "peak", f"run.threads={threads}", "bench.ms=300", f"bench.json={f.name}"], env=env, check=True,
-                       capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, cores))  # fmt: skip
+        subprocess.run(
+            [engine, "bench", "peak", f"run.threads={threads}", "bench.ms=300", f"bench.json={f.name}"],
+            env=env,
+            check=True,
+            capture_output=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
         row = json.loads(pathlib.Path(f.name).read_text())["rows"][0]
     return {"gflops": row["gflop_per_s"], "gbs": row["gb_per_s"]}
 
@@ -140,7 +153,9 @@ def machine():
 def add_options(p, rounds):
     """The options that all drivers have."""
     p.add_argument("--bench", default="build/cpu/vpdistill", help="our program")
-    p.add_argument("--rounds", type=int, default=rounds, help="turns of each side, at least 7 for a table to be told")
+    p.add_argument(
+        "--rounds", type=int, default=rounds, help="turns of each side, at least 7 for a table to be told"
+    )
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--json", help="file for the results")
 
@@ -150,15 +165,33 @@ def cores_of(args):
 
 
 def result_of(side, **more):
-    return {"name": side.name, "kind": side.kind, "median_s": median(side), "best_s": min(side.seconds), "worst_s": max(side.seconds),
-            "cpu_s": side.cpu / len(side.seconds), "value": side.last["value"], "turns_s": side.turns, **side.info, **more}  # fmt: skip
+    return {
+        "name": side.name,
+        "kind": side.kind,
+        "median_s": median(side),
+        "best_s": min(side.seconds),
+        "worst_s": max(side.seconds),
+        "cpu_s": side.cpu / len(side.seconds),
+        "value": side.last["value"],
+        "turns_s": side.turns,
+        **side.info,
+        **more,
+    }
 
 
 def ratios(sides, goals):
     """Of the first to each other side: (its name, times its speed, share of its memory, the goal or None)."""
     ours = sides[0]
-    return [{"peer": s["name"], "kind": s["kind"], "times": s["median_s"] / ours["median_s"], "memory": ours["peak_rss"] / s["peak_rss"],
-             "goal": goals.get(s["kind"])} for s in sides[1:]]  # fmt: skip
+    return [
+        {
+            "peer": s["name"],
+            "kind": s["kind"],
+            "times": s["median_s"] / ours["median_s"],
+            "memory": ours["peak_rss"] / s["peak_rss"],
+            "goal": goals.get(s["kind"]),
+        }
+        for s in sides[1:]
+    ]
 
 
 def print_ratios(found):

@@ -301,6 +301,8 @@ TEST(bench_usage) {
         {FAIL_CONFIG, "bench step requests", "model.vqa and model.loc are empty"},
         {FAIL_MODEL, "bench step model.vqa=no/such/folder", "no/such/folder"},
         {FAIL_USAGE, "bench loader fast", "takes no filter"},
+        {FAIL_CONFIG, "bench loader requests", "data.dir is empty"},
+        {FAIL_DATA, "bench loader requests data.dir=configs", "there is no .jpg file"},
         {FAIL_USAGE, "bench peak fast", "takes no filter"},
         {FAIL_CONFIG, "bench waves", "model.vqa is empty"},
         {FAIL_DISK, "bench peak bench.ms=1 run.threads=1 bench.json=no/such/folder/x.json", "no/such/folder"},

@@ -5,17 +5,19 @@
     python3 tests/parity/chain.py vilt-small         those named
 
 For each model
-  1. transformers saves a folder with random weights; `vpdistill scenes` draws images and labelled steps, and a few of them, crops
-     of different sizes, are the batch of every update;
-  2. `vpdistill train` does UPDATES updates of the folder, and so does transformers with torch.optim.AdamW: the losses before each
-     are the same;
-  3. transformers loads what vpdistill wrote, with no tensor missing or left over, answers on the batch as the engine does, and has
-     the same loss and gradients;
-  4. transformers does one update more from there and saves; the engine reads that folder, and has the loss that transformers has
-     after its update.
-Errors are measured as in parity.py, with its bounds. The table goes to tests/parity/chain.md, of which only the rows of this run
-are replaced.
+  1. transformers saves a folder with random weights; `vpdistill scenes` draws images and labelled steps, and
+     a few of them, crops of different sizes, are the batch of every update;
+  2. `vpdistill train` does UPDATES updates of it, and so does transformers with torch.optim.AdamW: the
+     losses before each are the same;
+  3. transformers loads what vpdistill wrote, with no tensor missing or left over, answers on the batch as the
+     engine does, and has the same loss and gradients;
+  4. transformers does one update more from there and saves; the engine reads that folder, and has the loss
+     that transformers has after its update.
+
+Errors are measured as in parity.py, with its bounds. The table goes to tests/parity/chain.md, of which only
+the rows of this run are replaced.
 """
+
 import argparse
 import json
 import pathlib
@@ -29,7 +31,7 @@ import parity
 here = parity.here
 UPDATES, LR, DECAY, BETAS, EPS, CLIP = 5, 1e-4, 0.01, (0.9, 0.98), 1e-8, 1.0
 
-# ---- the models ------------------------------------------------------------------------------------------------
+# ---- the models --------------------------------------------------------------------------------------------
 
 
 def vilt_small(folder):
@@ -38,8 +40,16 @@ def vilt_small(folder):
 
     parity.write_bert(folder)
     config = transformers.ViltConfig(
-        num_labels=100, hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, image_size=96, patch_size=16,
-        layer_norm_eps=1e-12, tie_word_embeddings=False)  # fmt: skip
+        num_labels=100,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=96,
+        patch_size=16,
+        layer_norm_eps=1e-12,
+        tie_word_embeddings=False,
+    )
     reference.vilt_save(folder, config, 96)
 
 
@@ -59,7 +69,7 @@ def published(name):
     return make
 
 
-# name -> (what it is, the reference's precision, whom it answers, images and steps of each in the batch, how it is made)
+# name -> (what it is, the reference's precision, the module, images and steps of each in a batch, its maker)
 MODELS = {
     "vilt-small": ("ViLT, width 96", "f64", "vqa", (3, 4), vilt_small),
     "owlvit-small": ("OWL-ViT, width 96", "f64", "loc", (3, 2), owlvit_small),
@@ -67,14 +77,26 @@ MODELS = {
     "owlvit-b32": ("OWL-ViT-B/32", "f32", "loc", (2, 2), published("owlvit-b32")),
 }
 
-# ---- the batch -------------------------------------------------------------------------------------------------
+# ---- the batch ---------------------------------------------------------------------------------------------
 
 
 def draw_steps(args, work, module, images, each):
     """Labelled steps of `images` images, `each` of every one, in the folder work/data."""
     scenes = work / "scenes"
-    subprocess.run([args.engine, "scenes", f"scenes.dir={scenes}", "scenes.train=40", "scenes.val=0", "scenes.test=0", "scenes.questions=0",
-                    "scenes.steps=16"], check=True, stderr=subprocess.DEVNULL)  # fmt: skip
+    subprocess.run(
+        [
+            args.engine,
+            "scenes",
+            f"scenes.dir={scenes}",
+            "scenes.train=40",
+            "scenes.val=0",
+            "scenes.test=0",
+            "scenes.questions=0",
+            "scenes.steps=16",
+        ],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
     of = {}
     for line in (scenes / "train_steps.jsonl").read_text().splitlines():
         step = json.loads(line)
@@ -123,7 +145,11 @@ def batch_case(name, folder, model, work):
         """As cx, cy, w, h in 0 .. 1 of the rectangle."""
         rect = np.array(step["rect"], dtype=np.float64)
         size = rect[2:] - rect[:2]
-        box = np.clip(np.array(step["boxes"], dtype=np.float64).reshape(-1, 4), np.tile(rect[:2], 2), np.tile(rect[2:], 2))
+        box = np.clip(
+            np.array(step["boxes"], dtype=np.float64).reshape(-1, 4),
+            np.tile(rect[:2], 2),
+            np.tile(rect[2:], 2),
+        )
         box = box[((box[:, 2:] - box[:, :2]) > 0).all(1)]
         centre, side = (box[:, :2] + box[:, 2:]) / 2 - rect[:2], box[:, 2:] - box[:, :2]
         box = reference.exact(torch.from_numpy(np.concatenate([centre / size, side / size], 1))).to(dtype)
@@ -133,14 +159,16 @@ def batch_case(name, folder, model, work):
     return reference.owlvit_case(folder, model, asks, dtype, targets=[boxes_of(s) for s in steps], how=how)
 
 
-# ---- the reference's halves, in processes of their own -----------------------------------------------------------
+# ---- the reference's halves, in processes of their own -----------------------------------------------------
 
 
 def load(folder, kind):
     """The folder as transformers loads it, which must find every tensor and no other."""
     import transformers
 
-    model, told = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+    model, told = getattr(transformers, kind).from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager"
+    )
     wrong = {k: list(v) for k, v in told.items() if v}
     assert not wrong, f"transformers says of {folder}: {wrong}"
     return model
@@ -179,11 +207,17 @@ def second_half(name, work):
     trained = work / "run/model"
     model = load(trained, kind_of(trained))
     case = batch_case(name, trained, model, work)
-    save_file({k: v.contiguous() for k, v in case.tensors.items()}, work / "case.safetensors", metadata=case.metadata)
+    save_file(
+        {k: v.contiguous() for k, v in case.tensors.items()},
+        work / "case.safetensors",
+        metadata=case.metadata,
+    )
     outputs = case.run()
     loss = case.loss(outputs)
     loss.backward()
-    out = {k: v.detach().clone().contiguous() for k, v in outputs.items()} | {"loss": loss.detach().reshape(1)}
+    out = {k: v.detach().clone().contiguous() for k, v in outputs.items()} | {
+        "loss": loss.detach().reshape(1)
+    }
     out |= {"grad." + n: p.grad.contiguous() for n, p in case.model.named_parameters() if p.grad is not None}
     save_file(out, work / "reference.safetensors")
     updates(case, 1)
@@ -194,26 +228,47 @@ def second_half(name, work):
     print(again.loss(again.run()).item())
 
 
-# ---- the comparison ----------------------------------------------------------------------------------------------
+# ---- the comparison ----------------------------------------------------------------------------------------
 
 
 def train(args, work, module, batch, per_image):
     """Step 2 here: the loss before each update, as printed."""
     options = {
-        "data.kind": "steps", "data.dir": work / "data", "run.out": work / "run", "run.log_every": 1, "train.module": module,
-        "model." + module: work / "model", "train.steps": UPDATES, "train.batch": batch, "train.per_image": per_image, "train.lr": LR,
-        "train.schedule": "constant", "train.warmup": 0, "train.weight_decay": DECAY, "train.beta1": BETAS[0], "train.beta2": BETAS[1],
-        "train.eps": EPS, "train.clip": CLIP}  # fmt: skip
-    done = subprocess.run([args.engine, "train", *(f"{k}={v}" for k, v in options.items())], check=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        "data.kind": "steps",
+        "data.dir": work / "data",
+        "run.out": work / "run",
+        "run.log_every": 1,
+        "train.module": module,
+        "model." + module: work / "model",
+        "train.steps": UPDATES,
+        "train.batch": batch,
+        "train.per_image": per_image,
+        "train.lr": LR,
+        "train.schedule": "constant",
+        "train.warmup": 0,
+        "train.weight_decay": DECAY,
+        "train.beta1": BETAS[0],
+        "train.beta2": BETAS[1],
+        "train.eps": EPS,
+        "train.clip": CLIP,
+    }
+    done = subprocess.run(
+        [args.engine, "train", *(f"{k}={v}" for k, v in options.items())],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     return [float(x) for x in re.findall(r"^step \d+/\d+  loss (\S+)", done.stdout, re.M)]
 
 
 HEAD = [
-    f"| model | | reference | losses of {UPDATES} updates | | outputs | loss | gradients | loss after the reference's update |",
+    f"| model | | reference | losses of {UPDATES} updates | | outputs "
+    "| loss | gradients | loss after the reference's update |",
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
 ]
-INTRODUCTION = """Written by chain.py: a folder from transformers is fine-tuned by `vpdistill train`, then by transformers, then read here again.
+INTRODUCTION = """Written by chain.py: a folder from transformers is fine-tuned by `vpdistill train`, then by
+transformers, then read here again.
 Relative errors of the engine's f32; bounds: outputs 1e-4, losses and gradients 1e-3.
 """
 
@@ -225,8 +280,14 @@ def run(name, args):
     work = pathlib.Path(args.work) / name
     shutil.rmtree(work, ignore_errors=True)
     (work / "model").mkdir(parents=True)
-    half = lambda which: subprocess.run([sys.executable, __file__, "--half", which, "--work", str(work), name], check=True,
-                                        stdout=subprocess.PIPE, text=True).stdout  # fmt: skip
+    half = lambda which: (
+        subprocess.run(
+            [sys.executable, __file__, "--half", which, "--work", str(work), name],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
+    )
     engine = lambda *files: subprocess.run([args.parity, *(str(work / f) for f in files)], check=True)
     steps = draw_steps(args, work, module, images, each)
     half("make")
@@ -241,9 +302,16 @@ def run(name, args):
     engine("theirs", "case.safetensors", "after.safetensors")
     with safe_open(work / "after.safetensors", "np") as f:
         back = abs(float(f.get_tensor("loss")[0]) - after) / abs(after)
-    ok = outputs <= parity.OUTPUT_BOUND and max(loss, grads, trained, back) <= parity.GRADIENT_BOUND and ours[-1] < ours[0]
-    row = (f"| {name} | {what} | {precision} | {ours[0]:.4g} to {ours[-1]:.4g} | {trained:.1e} | {outputs:.1e} | {loss:.1e} "
-           f"| {grads:.1e} of {count} | {back:.1e} |")  # fmt: skip
+    ok = (
+        outputs <= parity.OUTPUT_BOUND
+        and max(loss, grads, trained, back) <= parity.GRADIENT_BOUND
+        and ours[-1] < ours[0]
+    )
+    row = (
+        f"| {name} | {what} | {precision} | {ours[0]:.4g} to {ours[-1]:.4g} | {trained:.1e} "
+        f"| {outputs:.1e} | {loss:.1e} "
+        f"| {grads:.1e} of {count} | {back:.1e} |"
+    )
     print(row, "" if ok else "  WRONG", flush=True)
     if ok:
         parity.write_table(here / "chain.md", INTRODUCTION, HEAD, MODELS, name, row)
@@ -263,7 +331,11 @@ def main():
     args = p.parse_args()
     if args.half:
         name, work = args.models[0], pathlib.Path(args.work)
-        halves = {"make": lambda: MODELS[name][4](work / "model"), "first": lambda: first_half(name, work), "second": lambda: second_half(name, work)}
+        halves = {
+            "make": lambda: MODELS[name][4](work / "model"),
+            "first": lambda: first_half(name, work),
+            "second": lambda: second_half(name, work),
+        }
         return halves[args.half]()
     unknown = [m for m in args.models if m not in MODELS]
     if unknown:
