@@ -142,7 +142,7 @@ Tensor *op_linear_lora(Ctx *c, Tensor *x, Tensor *w, Tensor *b, Tensor *lora_a, 
 
 typedef struct Mlp {
     Tensor *y, *x, *w1, *b1, *w2, *b2;
-    void *pre; /* x w1^T + b1 (rows, F) */
+    Tensor *pre; /* x w1^T + b1 (rows, F) */
     Activation act;
 } Mlp;
 
@@ -153,11 +153,11 @@ static void act_fwd(Ctx *c, Activation act, DType t, void *h, const void *pre, i
 /* dpre = (dy w2) act'(pre) */
 static void act_bwd(Ctx *c, const Mlp *m, DType t, void *dpre, const void *dy, int64_t rows, int64_t F, int64_t N) {
     if (m->act == ACT_GELU_TANH) {
-        K->gemm_dgelu_tanh(S, t, dpre, m->pre, dy, as(m->w2, t), rows, F, N);
+        K->gemm_dgelu_tanh(S, t, dpre, m->pre->data, dy, as(m->w2, t), rows, F, N);
         return;
     }
     K->gemm(S, t, t, dpre, F, dy, N, as(m->w2, t), F, NULL, false, false, rows, F, N, 0);
-    (m->act == ACT_GELU ? K->gelu_bwd : K->quick_gelu_bwd)(S, t, dpre, m->pre, dpre, rows * F);
+    (m->act == ACT_GELU ? K->gelu_bwd : K->quick_gelu_bwd)(S, t, dpre, m->pre->data, dpre, rows * F);
 }
 
 static void mlp_backward(Ctx *c, void *saved) {
@@ -170,7 +170,7 @@ static void mlp_backward(Ctx *c, void *saved) {
          *dw2 = grad_add(c, m->w2), *db2 = grad_add(c, m->b2);
     size_t mark = arena_mark(c->step);
     void *h = arena_alloc(c->step, (size_t)(rows * F) * dtype_size(t)), *dpre = h; /* one after the other */
-    if (dw2) act_fwd(c, m->act, t, h, m->pre, rows * F);
+    if (dw2) act_fwd(c, m->act, t, h, m->pre->data, rows * F);
     K->gemm_bgrad(S, t, dw2, db2, dy, h, rows, N, F);
     if (dx || dw1 || db1) {
         act_bwd(c, m, t, dpre, dy, rows, F, N);
@@ -194,13 +194,17 @@ Tensor *op_mlp(Ctx *c, Activation act, Tensor *x, Tensor *w1, Tensor *b1, Tensor
     y->name = w2->name;
     const size_t bytes = (size_t)(rows * F) * dtype_size(t);
     const bool learns = taped(c, x) | taped(c, w1) | taped(c, b1) | taped(c, w2) | taped(c, b2);
-    void *pre = learns ? arena_alloc(c->step, bytes) : NULL;
+    Tensor *pre = learns ? TENSOR(c, t, rows, F) : NULL;
+    if (learns) { /* on the tape to be seen by who looks for what is not finite; no gradient comes to it */
+        pre->name = w1->name;
+        tape_push(c, NULL, NULL, pre);
+    }
     size_t mark = arena_mark(c->step);
     void *h = arena_alloc(c->step, bytes);
     if (act == ACT_GELU_TANH) {
-        K->gemm_gelu_tanh(S, t, h, pre, x->data, as(w1, t), b1 ? b1->data : NULL, rows, F, Kd);
+        K->gemm_gelu_tanh(S, t, h, learns ? pre->data : NULL, x->data, as(w1, t), b1 ? b1->data : NULL, rows, F, Kd);
     } else {
-        void *to = learns ? pre : h;
+        void *to = learns ? pre->data : h;
         K->gemm(S, t, t, to, F, x->data, Kd, as(w1, t), Kd, b1 ? b1->data : NULL, false, true, rows, F, Kd, 0);
         act_fwd(c, act, t, h, to, rows * F);
     }
