@@ -38,8 +38,12 @@ __device__ __forceinline__ void map_vector(T *y, const T *a, const T *b, const T
     store(y + i, va);
 }
 
+/* Blocks that a multiprocessor shall hold; 0 leaves it to ptxas, which takes 32 registers, for 8 blocks, and may
+ * spill to get there. */
+template <typename F> constexpr int LEAST_BLOCKS = 0;
+
 template <typename F, typename T>
-__global__ void __launch_bounds__(THREADS) map(T *y, const T *a, const T *b, const T *c, int64_t whole, int64_t n) {
+__global__ void __launch_bounds__(THREADS, LEAST_BLOCKS<F>) map(T *y, const T *a, const T *b, const T *c, int64_t whole, int64_t n) {
     constexpr int V = WIDTH<T>;
     for (int64_t i = first_value(V); i < whole; i += grid_step(V)) map_vector<F, T, V>(y, a, b, c, i);
     for (int64_t i = whole + first_value(1); i < n; i += grid_step(1)) map_vector<F, T, 1>(y, a, b, c, i);
@@ -93,6 +97,7 @@ template <typename A> struct Through { /* dx is dy */
     enum { INPUTS = 2 };
     static __device__ float value(float d, float x, float) { return d * A::slope(x); }
 };
+template <> constexpr int LEAST_BLOCKS<Through<QuickGelu>> = 6;
 struct Same {
     enum { INPUTS = 1 };
     static __device__ float value(float a, float, float) { return a; }
