@@ -161,7 +161,7 @@ DEVICE_TEST(gemm_flags) {
 }
 
 /* A row has the same bits whatever the rest of the batch, the columns beside it and the number of threads: a
- * question answers itself alike alone and in a wave. Promised by the CPU alone. */
+ * question is multiplied alike alone and in a wave. Promised by the CPU alone. */
 TEST(gemm_rows_do_not_depend_on_the_batch) {
     enum { M = 401, N = 200, K = 4500 };
     float *A = xcalloc(M * K, 4), *B = xcalloc(N * K, 4), *C = xcalloc(M * N, 4), *D = xcalloc(M * N, 4);
