@@ -294,6 +294,16 @@ static void *further(const void *x, int64_t n) { return x ? (char *)x + 2 * n : 
 
 static float minus_infinity = -INFINITY, one = 1;
 
+/* Adds to n bindings what the masks read; tq and tk live until the graph has run. How many there are then. */
+static int bind_masks(Binding *b, int n, char *scratch, const Packed *at, bool key_mask, bool causal,
+                      int32_t *tq, int32_t *tk) {
+    if (key_mask || causal) b[n++] = (Binding){HIDDEN, &minus_infinity};
+    if (key_mask)
+        b[n++] = (Binding){QUERIES, scratch + at->queries}, b[n++] = (Binding){KEYS, scratch + at->keys};
+    if (causal && *tq != *tk) b[n++] = (Binding){TQ, tq}, b[n++] = (Binding){TK, tk};
+    return n;
+}
+
 void cudnn_attention_fwd(Stream *s, DType t, void *out, int64_t ldo, float *lse, const void *q, int64_t ldq,
                          const void *k, const void *v, int64_t ldkv, const uint8_t *key_mask, bool causal,
                          float scale, int B, int H, int Tq, int Tk, int D) {
@@ -331,12 +341,8 @@ void cudnn_attention_fwd(Stream *s, DType t, void *out, int64_t ldo, float *lse,
                                 {OUT, out},
                                 {LSE, lse},
                                 {SCALE, &scale}};
-    int n = 6;
-    if (key_mask || causal) b[n++] = (Binding){HIDDEN, &minus_infinity};
-    if (key_mask)
-        b[n++] = (Binding){QUERIES, scratch + at.queries}, b[n++] = (Binding){KEYS, scratch + at.keys};
     int32_t tq = Tq, tk = Tk;
-    if (causal && Tq != Tk) b[n++] = (Binding){TQ, &tq}, b[n++] = (Binding){TK, &tk};
+    const int n = bind_masks(b, 6, scratch, &at, key_mask, causal, &tq, &tk);
     graph_run(s, p, b, n, scratch + workspace);
     if (key_mask) cuda_attention_blind(s, lse, (uint8_t *)(scratch + at.blind), B, (int64_t)H * Tq);
 }
@@ -397,12 +403,8 @@ void cudnn_attention_bwd(Stream *s, DType t, void *dq, void *dk, void *dv, const
                                 {DV, scratch + wrote_v},
                                 {SCALE, &scale},
                                 {ONE, &one}};
-    int n = 12;
-    if (key_mask || causal) b[n++] = (Binding){HIDDEN, &minus_infinity};
-    if (key_mask)
-        b[n++] = (Binding){QUERIES, scratch + at.queries}, b[n++] = (Binding){KEYS, scratch + at.keys};
     int32_t tq = Tq, tk = Tk;
-    if (causal && Tq != Tk) b[n++] = (Binding){TQ, &tq}, b[n++] = (Binding){TK, &tk};
+    const int n = bind_masks(b, 12, scratch, &at, key_mask, causal, &tq, &tk);
     graph_run(s, p, b, n, scratch + workspace);
     if (dq) ops_cuda.copy_rows(s, BF16, dq, ldq, scratch + wrote_q, C, queries, C, true);
     if (key_mask) {
