@@ -9,6 +9,7 @@
 #   make bench-adamw   the optimizer beside PyTorch's (ADAMW)
 #   make bench-jpeg    JPEG files to tensors beside Pillow and transformers' processor (JPEG)
 #   make bench-start   from start to first answer beside transformers (START)
+#   make bench-ranks   two ranks beside one, and PyTorch's (RANKS)
 
 PYTHON ?= python3
 
@@ -30,10 +31,11 @@ bench-infer: OPTIONS = $(INFER)
 bench-adamw: OPTIONS = $(ADAMW)
 bench-jpeg:  OPTIONS = $(JPEG)
 bench-start: OPTIONS = $(START)
-bench-step bench-infer bench-adamw bench-jpeg bench-start: bench-%: $(B)/vpdistill
+bench-ranks: OPTIONS = $(RANKS)
+bench-step bench-infer bench-adamw bench-jpeg bench-start bench-ranks: bench-%: $(B)/vpdistill
 	$(PYTHON) bench/$*.py --bench $< $(OPTIONS)
 
 ablation: $(B)/vpdistill
 	VP=$(B)/vpdistill bench/ablation.sh
 
-.PHONY: bench bench-step bench-infer bench-adamw bench-jpeg bench-start ablation
+.PHONY: bench bench-step bench-infer bench-adamw bench-jpeg bench-start bench-ranks ablation
