@@ -18,17 +18,14 @@ Errors are measured as in parity.py, with its bounds. The table goes to tests/pa
 the rows of this run are replaced.
 """
 
-import argparse
 import json
-import pathlib
 import re
 import shutil
 import subprocess
-import sys
 
 import parity
+import suite
 
-here = parity.here
 UPDATES, LR, DECAY, BETAS, EPS, CLIP = 5, 1e-4, 0.01, (0.9, 0.98), 1e-8, 1.0
 
 # ---- the models --------------------------------------------------------------------------------------------
@@ -54,27 +51,16 @@ def vilt_small(folder):
 
 
 def owlvit_small(folder):
-    import torch
-
     tower = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
-    parity.owlvit(folder, torch.float32, tower | {"image_size": 96, "patch_size": 16}, tower)
-
-
-def published(name):
-    def make(folder):
-        import torch
-
-        parity.MODELS[name][2](folder, torch.float32)
-
-    return make
+    parity.owlvit(folder, tower | {"image_size": 96, "patch_size": 16}, tower)
 
 
 # name -> (what it is, the reference's precision, the module, images and steps of each in a batch, its maker)
 MODELS = {
     "vilt-small": ("ViLT, width 96", "f64", "vqa", (3, 4), vilt_small),
     "owlvit-small": ("OWL-ViT, width 96", "f64", "loc", (3, 2), owlvit_small),
-    "vilt-b32": ("ViLT-B/32, 3129 answers", "f64", "vqa", (2, 4), published("vilt-vqa")),
-    "owlvit-b32": ("OWL-ViT-B/32", "f32", "loc", (2, 2), published("owlvit-b32")),
+    "vilt-b32": ("ViLT-B/32, 3129 answers", "f64", "vqa", (2, 4), parity.vilt),
+    "owlvit-b32": ("OWL-ViT-B/32", "f32", "loc", (2, 2), parity.owlvit),
 }
 
 # ---- the batch ---------------------------------------------------------------------------------------------
@@ -131,7 +117,7 @@ def batch_case(name, folder, model, work):
     from PIL import Image
 
     _, precision, module, _, _ = MODELS[name]
-    dtype = {"f64": torch.float64, "f32": torch.float32}[precision]
+    dtype = suite.precision(precision)
     steps = [json.loads(line) for line in (work / "data/train_steps.jsonl").read_text().splitlines()]
     files = sorted({s["image"] for s in steps})
     images = [np.array(Image.open(work / "data" / f)) for f in files]
@@ -159,23 +145,7 @@ def batch_case(name, folder, model, work):
     return reference.owlvit_case(folder, model, asks, dtype, targets=[boxes_of(s) for s in steps], how=how)
 
 
-# ---- the reference's halves, in processes of their own -----------------------------------------------------
-
-
-def load(folder, kind):
-    """The folder as transformers loads it, which must find every tensor and no other."""
-    import transformers
-
-    model, told = getattr(transformers, kind).from_pretrained(
-        folder, output_loading_info=True, attn_implementation="eager"
-    )
-    wrong = {k: list(v) for k, v in told.items() if v}
-    assert not wrong, f"transformers says of {folder}: {wrong}"
-    return model
-
-
-def kind_of(folder):
-    return json.loads((folder / "config.json").read_text())["architectures"][0]
+# ---- the reference's halves --------------------------------------------------------------------------------
 
 
 def updates(case, n):
@@ -196,35 +166,20 @@ def updates(case, n):
 
 def first_half(name, work):
     """Step 2 in transformers."""
-    model = load(work / "model", kind_of(work / "model"))
+    model = suite.load(work / "model")
     print(json.dumps(updates(batch_case(name, work / "model", model, work), UPDATES)))
 
 
 def second_half(name, work):
     """Steps 3 and 4 in transformers."""
-    from safetensors.torch import save_file
-
     trained = work / "run/model"
-    model = load(trained, kind_of(trained))
-    case = batch_case(name, trained, model, work)
-    save_file(
-        {k: v.contiguous() for k, v in case.tensors.items()},
-        work / "case.safetensors",
-        metadata=case.metadata,
-    )
-    outputs = case.run()
-    loss = case.loss(outputs)
-    loss.backward()
-    out = {k: v.detach().clone().contiguous() for k, v in outputs.items()} | {
-        "loss": loss.detach().reshape(1)
-    }
-    out |= {"grad." + n: p.grad.contiguous() for n, p in case.model.named_parameters() if p.grad is not None}
-    save_file(out, work / "reference.safetensors")
+    case = batch_case(name, trained, suite.load(trained), work)
+    suite.answer(work, case)
     updates(case, 1)
     theirs = work / "theirs"
     shutil.copytree(trained, theirs)
     case.model.float().save_pretrained(theirs)
-    again = batch_case(name, theirs, load(theirs, kind_of(theirs)), work)
+    again = batch_case(name, theirs, suite.load(theirs), work)
     print(again.loss(again.run()).item())
 
 
@@ -262,32 +217,24 @@ def train(args, work, module, batch, per_image):
     return [float(x) for x in re.findall(r"^step \d+/\d+  loss (\S+)", done.stdout, re.M)]
 
 
-HEAD = [
-    f"| model | | reference | losses of {UPDATES} updates | | outputs "
-    "| loss | gradients | loss after the reference's update |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-]
-INTRODUCTION = """Written by chain.py: a folder from transformers is fine-tuned by `vpdistill train`, then by
+TABLE = (
+    parity.here / "chain.md",
+    """Written by chain.py: a folder from transformers is fine-tuned by `vpdistill train`, then by
 transformers, then read here again.
 Relative errors of the engine's f32; bounds: outputs 1e-4, losses and gradients 1e-3.
-"""
+""",
+    [
+        f"| model | | reference | losses of {UPDATES} updates | | outputs "
+        "| loss | gradients | loss after the reference's update |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ],
+)
 
 
-def run(name, args):
+def run(name, work, half, args):
     from safetensors import safe_open
 
-    what, precision, module, (images, each), make = MODELS[name]
-    work = pathlib.Path(args.work) / name
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "model").mkdir(parents=True)
-    half = lambda which: (
-        subprocess.run(
-            [sys.executable, __file__, "--half", which, "--work", str(work), name],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        ).stdout
-    )
+    what, precision, module, (images, each), _ = MODELS[name]
     engine = lambda *files: subprocess.run([args.parity, *(str(work / f) for f in files)], check=True)
     steps = draw_steps(args, work, module, images, each)
     half("make")
@@ -298,13 +245,13 @@ def run(name, args):
     trained = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs))
     after = float(half("second"))
     engine("run/model", "case.safetensors", "engine.safetensors")
-    outputs, loss, grads, _, count = parity.compare(work)
+    outputs, loss, grads, _, count = suite.compare(work)
     engine("theirs", "case.safetensors", "after.safetensors")
     with safe_open(work / "after.safetensors", "np") as f:
         back = abs(float(f.get_tensor("loss")[0]) - after) / abs(after)
     ok = (
-        outputs <= parity.OUTPUT_BOUND
-        and max(loss, grads, trained, back) <= parity.GRADIENT_BOUND
+        outputs <= suite.OUTPUT_BOUND
+        and max(loss, grads, trained, back) <= suite.GRADIENT_BOUND
         and ours[-1] < ours[0]
     )
     row = (
@@ -312,37 +259,11 @@ def run(name, args):
         f"| {outputs:.1e} | {loss:.1e} "
         f"| {grads:.1e} of {count} | {back:.1e} |"
     )
-    print(row, "" if ok else "  WRONG", flush=True)
-    if ok:
-        parity.write_table(here / "chain.md", INTRODUCTION, HEAD, MODELS, name, row)
-    if not args.keep:
-        shutil.rmtree(work)
-    return ok
-
-
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("models", nargs="*", metavar="MODEL", help="of " + ", ".join(MODELS))
-    p.add_argument("--engine", default="build/cpu/vpdistill")
-    p.add_argument("--parity", default="build/cpu/parity", help="the program of parity.c")
-    p.add_argument("--work", default="build/chain", help="some GB per model, removed again")
-    p.add_argument("--keep", action="store_true", help="leave what was written")
-    p.add_argument("--half", help=argparse.SUPPRESS)
-    args = p.parse_args()
-    if args.half:
-        name, work = args.models[0], pathlib.Path(args.work)
-        halves = {
-            "make": lambda: MODELS[name][4](work / "model"),
-            "first": lambda: first_half(name, work),
-            "second": lambda: second_half(name, work),
-        }
-        return halves[args.half]()
-    unknown = [m for m in args.models if m not in MODELS]
-    if unknown:
-        p.error(f"unknown model {unknown[0]}; known are {', '.join(MODELS)}")
-    good = [run(m, args) for m in args.models or MODELS]
-    sys.exit(0 if all(good) else 1)
+    return row, ok
 
 
 if __name__ == "__main__":
-    main()
+    make = lambda name, work: MODELS[name][4](work / "model")
+    halves = {"make": make, "first": first_half, "second": second_half}
+    programs = {"--engine": "build/cpu/vpdistill", "--parity": "build/cpu/parity"}
+    suite.main(__doc__, MODELS, halves, run, TABLE, programs, "build/chain")

@@ -25,8 +25,6 @@ def answers_of(scenes):
 
 
 def models(out, teacher, answers):
-    import torch
-
     folders = {}
     for option, name in (
         ("vqa", "vilt-vqa"),
@@ -36,7 +34,7 @@ def models(out, teacher, answers):
         folder = folders[option] = out / "models" / (f"{option}-{name}")
         if not (folder / "model.safetensors").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            parity.MODELS[name][2](folder, torch.float32)
+            parity.MODELS[name].make(folder)
         if name == "blip-vqa":
             (folder / "answer_list.json").write_text(json.dumps(answers) + "\n")
         elif name == "vilt-vqa":

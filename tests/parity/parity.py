@@ -6,14 +6,13 @@
 
 For each model transformers writes a folder, answers in float64 (what f32 columns say otherwise) and differentiates the losses of
 tests/golden/reference.py; the engine (parity.c) reads the folder, does the same in f32, and saves the folder again, which
-transformers must load without a word and answer as before, to the last bit. Images of different sizes and texts of different
-lengths share a batch. Vocabularies are the published ones.
+transformers must load without a word, with each tensor as before and the same answers, both to the last bit. Images
+of different sizes and texts of different lengths share a batch. Vocabularies are the published ones.
 
 Of a tensor the error is the largest difference over the largest value of the reference. A gradient that is zero but for rounding
 (a key's bias moves all scores of a query alike) is measured against a thousandth of the model's largest one.
 The table goes to tests/parity/table.md, of which only the rows of this run are replaced.
 """
-import argparse
 import gzip
 import importlib.util
 import json
@@ -22,12 +21,13 @@ import shutil
 import subprocess
 import sys
 import time
+import typing
+from functools import partial
 
 here = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(here.parent / "golden"), str(here.parent.parent / "configs" / "models")]
 sys.dont_write_bytecode = True
-
-OUTPUT_BOUND, GRADIENT_BOUND = 1e-4, 1e-3
+import suite
 
 # ---- the published vocabularies ------------------------------------------------------------------------------
 
@@ -73,48 +73,68 @@ QUESTIONS = ["How many cats are there?", "What is the man in the red jacket left
 OBJECTS = ["traffic light", "hot-air balloon", "café table"]
 
 
-def vilt(folder, dtype, **how):
+def vilt(folder):
     import transformers
     import reference
 
     write_bert(folder)
-    model = reference.vilt_save(folder, transformers.ViltConfig(num_labels=3129, layer_norm_eps=1e-12, tie_word_embeddings=False), 384)
-    return lambda model: reference.vilt_case(folder, model, asks(QUESTIONS), dtype, **how), model
+    return reference.vilt_save(folder, transformers.ViltConfig(num_labels=3129, layer_norm_eps=1e-12, tie_word_embeddings=False), 384)
 
 
-def nlvr2(folder, dtype):
+def vilt_case(folder, model, dtype, **how):
+    import reference
+
+    return reference.vilt_case(folder, model, asks(QUESTIONS), dtype, **how)
+
+
+def nlvr2(folder):
     import transformers
     import reference
 
     write_bert(folder)
     config = transformers.ViltConfig(num_labels=2, num_images=2, modality_type_vocab_size=3, layer_norm_eps=1e-12, tie_word_embeddings=False)
-    model = reference.nlvr2_save(folder, config, 384)
+    return reference.nlvr2_save(folder, config, 384)
+
+
+def nlvr2_case(folder, model, dtype):
+    import reference
+
     rows = asks(["There are exactly two dogs in both images.", "The left image contains twice the number of balloons."])
     rows.pairs = [(1, (0, 0, 427, 640)), (2, (40, 30, 290, 155))]
-    return lambda model: reference.nlvr2_case(folder, model, rows, dtype), model
+    return reference.nlvr2_case(folder, model, rows, dtype)
 
 
-def owlvit(folder, dtype, vision, text, asked=2, large=False):
+def owlvit(folder, vision={}, text={}, large=False):
     import transformers
     import reference
 
     write_clip(folder)
     config = transformers.OwlViTConfig(text_config=text, vision_config=vision, projection_dim=text.get("hidden_size", 512))
-    model = reference.owlvit_save(folder, config, large=large)
-    return lambda model: reference.owlvit_case(folder, model, asks(OBJECTS[:asked]), dtype), model
+    return reference.owlvit_save(folder, config, large=large)
 
 
-def clip(folder, dtype, vision, text, **how):
+def owlvit_case(folder, model, dtype, asked=2):
+    import reference
+
+    return reference.owlvit_case(folder, model, asks(OBJECTS[:asked]), dtype)
+
+
+def clip(folder, vision={}, text={}):
     import transformers
     import reference
 
     write_clip(folder)
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=text.get("hidden_size", 512))
-    model = reference.clip_save(folder, config)
-    return lambda model: reference.clip_case(folder, model, asks(OBJECTS), dtype, **how), model
+    return reference.clip_save(folder, config)
 
 
-def blip(folder, dtype, **how):
+def clip_case(folder, model, dtype, **how):
+    import reference
+
+    return reference.clip_case(folder, model, asks(OBJECTS), dtype, **how)
+
+
+def blip(folder):
     import transformers
     import reference
 
@@ -122,173 +142,122 @@ def blip(folder, dtype, **how):
     words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
     answers = ["yes", "no", "2", "traffic light", "on the bench"] + [words[2000 + 7 * i] for i in range(195)]
     config = transformers.BlipConfig(text_config={"num_attention_heads": 12}, vision_config={"initializer_range": 0.02})
-    model = reference.blip_save(folder, config, answers)
-    return lambda model: reference.blip_case(folder, model, asks(QUESTIONS[:2]), dtype, **how), model
+    return reference.blip_save(folder, config, answers)
+
+
+def blip_case(folder, model, dtype):
+    import reference
+
+    return reference.blip_case(folder, model, asks(QUESTIONS[:2]), dtype)
 
 
 def stored(make, dtype_name):
     """The same folder as people publish it: weights of half the width, in several files."""
 
-    def made(folder, dtype):
+    def made(folder):
         import torch
 
-        make_case, model = make(folder, dtype)
+        model = make(folder)
         (folder / "model.safetensors").unlink()
         model.to(getattr(torch, dtype_name)).save_pretrained(folder, max_shard_size="100MB")
         assert len(list(folder.glob("model-*.safetensors"))) > 1
-        return make_case, model.float()
+        return model.float()
 
     return made
 
 
 B16 = {"patch_size": 16}
 L14 = {"image_size": 840, "patch_size": 14, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+L14_224 = L14 | {"image_size": 224}
 L14_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 
-# name -> (what it is, the reference's precision, how it is made)
+one_ask = partial(owlvit_case, asked=1)
+
+
+class Model(typing.NamedTuple):
+    what: str
+    precision: str  # the reference's
+    make: typing.Callable  # (folder): the model, saved there
+    case: typing.Callable  # (folder, model, dtype): what it is asked, a reference.Case
+
+
 MODELS = {
-    "vilt-vqa": ("ViLT-B/32, 3129 answers", "f64", vilt),
-    "vilt-vqa-kd": ("the same, distillation at T = 2", "f64", lambda f, d: vilt(f, d, temperature=2.0)),
-    "vilt-vqa-f16": ("the same, stored as f16 in shards", "f64", stored(vilt, "float16")),
-    "vilt-nlvr2": ("ViLT-B/32, NLVR2: two pictures", "f64", nlvr2),
-    "owlvit-b32": ("OWL-ViT-B/32", "f64", lambda f, d: owlvit(f, d, {}, {})),
-    "owlvit-b16": ("OWL-ViT-B/16", "f32", lambda f, d: owlvit(f, d, B16, {}, 1, True)),
-    "clip-b32": ("CLIP ViT-B/32, contrastive loss", "f64", lambda f, d: clip(f, d, {}, {})),
-    "clip-b32-class": ("the same, classification", "f64", lambda f, d: clip(f, d, {}, {}, classes=[2, 0, 0])),
-    "clip-b32-bf16": ("the same, stored as bf16 in shards", "f64", stored(lambda f, d: clip(f, d, {}, {}), "bfloat16")),
-    "clip-l14": ("CLIP ViT-L/14, contrastive loss", "f64", lambda f, d: clip(f, d, L14 | {"image_size": 224}, L14_TEXT)),
-    "blip-vqa": ("BLIP VQA base, 200 ranked answers", "f64", blip),
-    "owlvit-l14": ("OWL-ViT-L/14", "f32", lambda f, d: owlvit(f, d, L14, L14_TEXT, 1, True)),
+    "vilt-vqa": Model("ViLT-B/32, 3129 answers", "f64", vilt, vilt_case),
+    "vilt-vqa-kd": Model("the same, distillation at T = 2", "f64", vilt, partial(vilt_case, temperature=2.0)),
+    "vilt-vqa-f16": Model("the same, stored as f16 in shards", "f64", stored(vilt, "float16"), vilt_case),
+    "vilt-nlvr2": Model("ViLT-B/32, NLVR2: two pictures", "f64", nlvr2, nlvr2_case),
+    "owlvit-b32": Model("OWL-ViT-B/32", "f64", owlvit, owlvit_case),
+    "owlvit-b16": Model("OWL-ViT-B/16", "f32", partial(owlvit, vision=B16, large=True), one_ask),
+    "clip-b32": Model("CLIP ViT-B/32, contrastive loss", "f64", clip, clip_case),
+    "clip-b32-class": Model("the same, classification", "f64", clip, partial(clip_case, classes=[2, 0, 0])),
+    "clip-b32-bf16": Model("the same, stored as bf16 in shards", "f64", stored(clip, "bfloat16"), clip_case),
+    "clip-l14": Model("CLIP ViT-L/14, contrastive loss", "f64", partial(clip, vision=L14_224, text=L14_TEXT), clip_case),
+    "blip-vqa": Model("BLIP VQA base, 200 ranked answers", "f64", blip, blip_case),
+    "owlvit-l14": Model("OWL-ViT-L/14", "f32", partial(owlvit, vision=L14, text=L14_TEXT, large=True), one_ask),
 }
 
-# ---- the reference's half, in processes of their own: the memory goes with them --------------------------------
+# ---- the reference's halves ------------------------------------------------------------------------------------
 
 
 def reference_half(name, work):
-    import torch
-    from safetensors.torch import save_file
-
-    dtype = {"f64": torch.float64, "f32": torch.float32}[MODELS[name][1]]
-    folder = work / "model"
-    folder.mkdir(parents=True)
-    make_case, model = MODELS[name][2](folder, dtype)
-    case = make_case(model)
-    save_file({k: v.contiguous() for k, v in case.tensors.items()}, work / "case.safetensors", metadata=case.metadata)
-    outputs = case.run()
-    loss = case.loss(outputs)
-    loss.backward()
-    out = {k: v.detach().clone().contiguous() for k, v in outputs.items()} | {"loss": loss.detach().reshape(1)}
-    out |= {"grad." + n: p.grad.contiguous() for n, p in case.model.named_parameters() if p.grad is not None}
-    save_file(out, work / "reference.safetensors", metadata={"class": type(model).__name__, "attention": model.config._attn_implementation})
+    kind = MODELS[name]
+    model = kind.make(work / "model")
+    checkpointing = "checkpointing" if model.is_gradient_checkpointing else ""
+    case = kind.case(work / "model", model, suite.precision(kind.precision))
+    suite.answer(work, case, attention=model.config._attn_implementation, checkpointing=checkpointing)
 
 
 def saved_half(name, work):
-    """The folder that the engine saved, loaded by transformers: the largest difference of its outputs to the first ones."""
+    """Which tensors and which outputs of the folder that the engine saved are not the first one's to the last
+    bit, as transformers loads both."""
     import torch
-    import transformers
     from safetensors import safe_open
 
-    dtype = {"f64": torch.float64, "f32": torch.float32}[MODELS[name][1]]
+    kind = MODELS[name]
+    bits = lambda x: x.contiguous().reshape(-1).view(torch.uint8)  # tells -0 from 0, and a NaN is itself
+    same = lambda a, b: a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
     with safe_open(work / "reference.safetensors", "pt") as want:
         how = want.metadata()
-        model, told = getattr(transformers, how["class"]).from_pretrained(
-            work / "saved", output_loading_info=True, attn_implementation=how["attention"])  # fmt: skip
-        wrong = {k: list(v) for k, v in told.items() if v}
-        assert not wrong, f"{name}: transformers says of the saved folder: {wrong}"
-        folder = work / "again"
-        folder.mkdir()
-        make_case, _ = MODELS[name][2](folder, dtype)
-        with torch.no_grad():
-            outputs = make_case(model).run()
-        print(max((v - want.get_tensor(k)).abs().max().item() for k, v in outputs.items()))
+        model = suite.load(work / "saved", how["attention"])
+        was, now = suite.load(work / "model", how["attention"]).state_dict(), model.state_dict()
+        both = was.keys() & now.keys()
+        differ = sorted(was.keys() ^ now.keys()) + [k for k in sorted(both) if not same(was[k], now[k])]
+        del was, now
+        if how["checkpointing"]:
+            model.gradient_checkpointing_enable()
+        outputs = kind.case(work / "saved", model, suite.precision(kind.precision)).run()
+        differ += [k for k, v in outputs.items() if not same(v.detach(), want.get_tensor(k))]
+    print(json.dumps(differ))
 
 
-# ---- the comparison --------------------------------------------------------------------------------------------
+# ---- a model's run ---------------------------------------------------------------------------------------------
+
+TABLE = (
+    here / "table.md",
+    "Written by parity.py. Relative errors of the engine's f32; bounds: outputs 1e-4, loss and gradients 1e-3.\n",
+    [
+        "| model | | reference | outputs | loss | gradients | tensors | worst gradient | saved and reloaded |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ],
+)
 
 
-def compare(work):
-    """Worst relative errors: outputs, loss, gradients; the name of the worst gradient."""
-    import numpy as np
-    from safetensors import safe_open
-
-    def error(got, want, floor=0.0):
-        assert got.shape == want.shape, (got.shape, want.shape)
-        told = want > -1e29  # answers that were not ranked in full have no score
-        assert ((got > -1e29) == told).all()
-        got, want = got[told].astype(np.float64), want[told]
-        return float(np.abs(got - want).max() / max(float(np.abs(want).max()), floor, 1e-30))
-
-    with safe_open(work / "reference.safetensors", "np") as want, safe_open(work / "engine.safetensors", "np") as got:
-        names = set(want.keys())
-        grads = [k for k in names if k.startswith("grad.")]
-        outputs = [k for k in names if not k.startswith("grad.") and k != "loss"]
-        shaped = lambda k, like: got.get_tensor(k).reshape(like.shape)
-        worst = max(error(shaped(p + k, want.get_tensor(k)), want.get_tensor(k)) for k in outputs for p in ("", "plain."))
-        loss = error(got.get_tensor("loss"), want.get_tensor("loss"))
-        top = max(float(np.abs(want.get_tensor(k)).max()) for k in grads)
-        each = {k: error(shaped(k, want.get_tensor(k)), want.get_tensor(k), 1e-3 * top) for k in grads}
-        for k in set(got.keys()) - names:  # what the loss does not depend on
-            assert k.startswith("plain.") or not got.get_tensor(k).any(), k
-    name = max(each, key=each.get)
-    return worst, loss, each[name], name.removeprefix("grad."), len(grads)
-
-
-HEAD = [
-    "| model | | reference | outputs | loss | gradients | tensors | worst gradient | saved and reloaded |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-]
-
-
-INTRODUCTION = "Written by parity.py. Relative errors of the engine's f32; bounds: outputs 1e-4, loss and gradients 1e-3.\n"
-
-
-def write_table(path, introduction, head, names, name, row):
-    """Puts the row of `name` into the table, in the order of `names`."""
-    old = path.read_text().split("\n") if path.exists() else []
-    rows = {line.split("|")[1].strip(): line for line in old if line.startswith("| ")} | {name: row}
-    path.write_text("\n".join([introduction] + head + [rows[n] for n in names if n in rows]) + "\n")
-
-
-def run(name, args):
-    work = pathlib.Path(args.work) / name
-    shutil.rmtree(work, ignore_errors=True)
-    half = lambda which: subprocess.run([sys.executable, __file__, "--half", which, "--work", str(work), name], check=True,
-                                        stdout=subprocess.PIPE, text=True).stdout  # fmt: skip
+def run(name, work, half, args):
     start = time.time()
     half("reference")
     made = time.time()
     files = [str(work / f) for f in ("model", "case.safetensors", "engine.safetensors", "saved")]
     subprocess.run([args.engine, *files], check=True)
-    done = time.time()
-    outputs, loss, grads, worst, count = compare(work)
-    saved = float(half("saved"))
-    what, precision, _ = MODELS[name]
-    ok = outputs <= OUTPUT_BOUND and loss <= GRADIENT_BOUND and grads <= GRADIENT_BOUND and saved == 0
-    row = f"| {name} | {what} | {precision} | {outputs:.1e} | {loss:.1e} | {grads:.1e} | {count} | {worst} | {'the same' if saved == 0 else saved} |"
-    print(row, "" if ok else "  WRONG", f"  reference {made - start:.0f} s, engine {done - made:.0f} s", flush=True)
-    if ok:
-        write_table(here / "table.md", INTRODUCTION, HEAD, MODELS, name, row)
-    if not args.keep:
-        shutil.rmtree(work)
-    return ok
-
-
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("models", nargs="*", metavar="MODEL", help="of " + ", ".join(MODELS))
-    p.add_argument("--engine", default="build/cpu/parity")
-    p.add_argument("--work", default="build/parity", help="some GB per model, removed again")
-    p.add_argument("--keep", action="store_true", help="leave what was written")
-    p.add_argument("--half", help=argparse.SUPPRESS)
-    args = p.parse_args()
-    if args.half:
-        return {"reference": reference_half, "saved": saved_half}[args.half](args.models[0], pathlib.Path(args.work))
-    unknown = [m for m in args.models if m not in MODELS]
-    if unknown:
-        p.error(f"unknown model {unknown[0]}; known are {', '.join(MODELS)}")
-    good = [run(m, args) for m in args.models or MODELS]
-    sys.exit(0 if all(good) else 1)
+    print(f"{name}: reference {made - start:.0f} s, engine {time.time() - made:.0f} s", flush=True)
+    outputs, loss, grads, worst, count = suite.compare(work)
+    differ = json.loads(half("saved"))
+    kind = MODELS[name]
+    ok = outputs <= suite.OUTPUT_BOUND and max(loss, grads) <= suite.GRADIENT_BOUND and not differ
+    saved = f"{len(differ)} tensors differ: {' '.join(differ[:3])} ..." if differ else "the same"
+    row = f"| {name} | {kind.what} | {kind.precision} | {outputs:.1e} | {loss:.1e} | {grads:.1e} "
+    return row + f"| {count} | {worst} | {saved} |", ok
 
 
 if __name__ == "__main__":
-    main()
+    halves = {"reference": reference_half, "saved": saved_half}
+    suite.main(__doc__, MODELS, halves, run, TABLE, {"--engine": "build/cpu/parity"}, "build/parity")

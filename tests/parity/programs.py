@@ -40,8 +40,6 @@ def photographs(out):
 
 
 def models(out):
-    import torch
-
     import parity
 
     folders = {}
@@ -49,7 +47,7 @@ def models(out):
         folders[option] = out / "models" / name
         if not (folders[option] / "model.safetensors").exists():
             folders[option].mkdir(parents=True, exist_ok=True)
-            parity.MODELS[name][2](folders[option], torch.float32)
+            parity.MODELS[name].make(folders[option])
     # Answers that EVAL can count with, as a model that is asked "How many ...?" would give. (Of "answer1205" >= 3 an error is right.)
     path = folders["vqa"] / "config.json"
     config, words = json.loads(path.read_text()), ["yes", "no", *map(str, range(21))]
