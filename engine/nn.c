@@ -81,35 +81,52 @@ void blocks_init(ParamSet *ps, Block *b, int n) {
     }
 }
 
-/* The block's second half; `attended`, projected, is still to be added to x. */
-static Tensor *mlp_residual(Ctx *c, const Block *b, Tensor *x, Tensor *attended, const BlockSpec *s) {
-    attended = op_dropout(c, linear(c, b->proj, attended), s->dropout);
-    Tensor *h = op_add_layernorm(c, &x, x, attended, b->norm2.w, b->norm2.b, s->eps);
-    return op_add(c, x, op_dropout(c, mlp(c, b->fc1, s->act, b->fc2, h), s->dropout));
-}
-
-static Tensor *block_body(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s) {
-    Tensor *a =
-        op_self_attention(c, linear(c, b->qkv, norm(c, b->norm1, x, s->eps)), s->H, s->mask, s->causal);
-    return mlp_residual(c, b, x, a, s);
-}
-
-Tensor *block_forward(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s) {
-    if (c->tape) return block_body(c, b, x, s);
-    /* Nobody will look back: keep the result alone, so that all blocks work in the same, cached, memory. */
-    Tensor *y = tensor_like(c, x);
-    size_t step = arena_mark(c->step), host = arena_mark(c->host);
-    Tensor *r = block_body(c, b, x, s);
-    c->dev->ops->copy_rows(c->dev->main, x->dtype, y->data, numel(x), r->data, numel(x), 1, numel(x), false);
-    arena_reset(c->step, step);
-    arena_reset(c->host, host);
+/* norm(r); r becomes its sum. */
+static Tensor *sum_norm(Ctx *c, Layer l, Residual *r, float eps) {
+    if (!r->more) return norm(c, l, r->x, eps);
+    Tensor *y = op_add_layernorm(c, &r->x, r->x, r->more, l.w, l.b, eps);
+    r->more = NULL;
     return y;
 }
 
-Tensor *block_forward_first(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s) {
+Tensor *residual_norm(Ctx *c, Layer l, Residual r, float eps) { return sum_norm(c, l, &r, eps); }
+Tensor *residual_sum(Ctx *c, Residual r) { return r.more ? op_add(c, r.x, r.more) : r.x; }
+
+/* The block's second half, of x and the attention's result. */
+static Residual mlp_half(Ctx *c, const Block *b, Tensor *x, Tensor *attended, const BlockSpec *s) {
+    Residual r = {x, op_dropout(c, linear(c, b->proj, attended), s->dropout)};
+    Tensor *h = sum_norm(c, b->norm2, &r, s->eps);
+    r.more = op_dropout(c, mlp(c, b->fc1, s->act, b->fc2, h), s->dropout);
+    return r;
+}
+
+static Residual block_body(Ctx *c, const Block *b, Residual r, const BlockSpec *s) {
+    Tensor *n = sum_norm(c, b->norm1, &r, s->eps);
+    return mlp_half(c, b, r.x, op_self_attention(c, linear(c, b->qkv, n), s->H, s->mask, s->causal), s);
+}
+
+Residual block_forward(Ctx *c, const Block *b, Residual r, const BlockSpec *s) {
+    if (c->tape) return block_body(c, b, r, s);
+    /* Nobody will look back: keep the sum alone, so that all blocks work in the same, cached, memory. */
+    Tensor *y = tensor_like(c, r.x);
+    size_t step = arena_mark(c->step), host = arena_mark(c->host);
+    r = block_body(c, b, r, s);
+    c->dev->ops->add_fwd(c->dev->main, y->dtype, y->data, r.x->data, r.more->data, numel(y));
+    arena_reset(c->step, step);
+    arena_reset(c->host, host);
+    return (Residual){y, NULL};
+}
+
+Residual block_forward_first(Ctx *c, const Block *b, Residual r, const BlockSpec *s) {
     CHECK(!s->causal, "the first token of a causal block sees only itself");
-    Tensor *n = norm(c, b->norm1, x, s->eps);
+    Tensor *n = sum_norm(c, b->norm1, &r, s->eps);
     Tensor *q = linear(c, b->q, op_slice_tokens(c, n, 0, 1)), *kv = linear(c, b->kv, n);
     Tensor *a = op_cross_attention(c, q, kv, s->H, s->mask);
-    return mlp_residual(c, b, op_slice_tokens(c, x, 0, 1), a, s);
+    return mlp_half(c, b, op_slice_tokens(c, r.x, 0, 1), a, s);
+}
+
+Residual blocks_forward(Ctx *c, const Block *b, int64_t n, Tensor *x, const BlockSpec *s) {
+    Residual r = {x, NULL};
+    for (int64_t i = 0; i < n; i++) r = block_forward(c, &b[i], r, s);
+    return r;
 }

@@ -17,6 +17,12 @@ Tensor *activate(Ctx *c, Activation act, Tensor *x);
 /* fc2(act(fc1 x)) */
 Tensor *mlp(Ctx *c, Layer fc1, Activation act, Layer fc2, Tensor *x);
 
+/* What runs from one pre-LN block to the next: x + more. A block leaves its last addition to the norm that follows, which makes
+ * the sum in its own pass over memory and in the memory of `more`. more NULL: there is nothing to add. */
+typedef struct Residual { Tensor *x, *more; } Residual;
+Tensor *residual_sum(Ctx *c, Residual r);                           /* where no norm follows */
+Tensor *residual_norm(Ctx *c, Layer l, Residual r, float eps);      /* norm(x + more) */
+
 /* A pre-LN transformer block: x += proj(attention(norm1 x)); x += fc2(act(fc1(norm2 x))). */
 typedef struct Block {
     Layer norm1, qkv, proj, norm2, fc1, fc2;
@@ -38,7 +44,10 @@ typedef struct BlockSpec {
 void block_new(Block *b, ParamSet *ps, int64_t C, int64_t mlp, const BlockNames *names, const char *prefix);
 /* Divides the initial proj and fc2 weights of n blocks by sqrt(2n): the residual sum then starts at unit size. */
 void blocks_init(ParamSet *ps, Block *b, int n);
-Tensor *block_forward(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s);
+/* Without a tape the result has its sum made, and is all that is kept. */
+Residual block_forward(Ctx *c, const Block *b, Residual r, const BlockSpec *s);
 /* The same, for a last block of which only token 0 is read: (B, T, C) -> (B, 1, C). Keys and values see all tokens; the
  * query, the projection and the MLP run on one, which saves most of the block's work and changes no value. */
-Tensor *block_forward_first(Ctx *c, const Block *b, Tensor *x, const BlockSpec *s);
+Residual block_forward_first(Ctx *c, const Block *b, Residual r, const BlockSpec *s);
+/* n blocks, one after the other. */
+Residual blocks_forward(Ctx *c, const Block *b, int64_t n, Tensor *x, const BlockSpec *s);

@@ -360,20 +360,22 @@ Tensor *op_layernorm(Ctx *c, Tensor *x, Tensor *gamma, Tensor *beta, float eps) 
     return y;
 }
 
-Tensor *op_add_layernorm(Ctx *c, Tensor **sum, Tensor *a, Tensor *b, Tensor *gamma, Tensor *beta, float eps) {
-    int64_t rows = rows_of(a), C = last_dim(a);
-    CHECK(numel(a) == numel(b) && numel(gamma) == C && numel(beta) == C,
-          "add, layernorm %s: %" PRId64 " and %" PRId64 " values in rows of %" PRId64 ", gamma %" PRId64, gamma->name ? gamma->name : "",
-          numel(a), numel(b), C, numel(gamma));
-    Tensor *x = tensor_like(c, a), *y = tensor_like(c, a);
+Tensor *op_add_layernorm(Ctx *c, Tensor **sum, Tensor *x, Tensor *more, Tensor *gamma, Tensor *beta, float eps) {
+    int64_t rows = rows_of(x), C = last_dim(x);
+    CHECK(numel(x) == numel(more) && x->dtype == more->dtype && numel(gamma) == C && numel(beta) == C,
+          "add, layernorm %s: %" PRId64 " and %" PRId64 " values in rows of %" PRId64 ", gamma %" PRId64,
+          gamma->name ? gamma->name : "", numel(x), numel(more), C, numel(gamma));
+    Tensor *z = ARENA_NEW(c->host, Tensor, 1), *y = tensor_like(c, x);
+    *z = (Tensor){.data = more->data, .ndim = x->ndim, .dtype = x->dtype};
+    memcpy(z->shape, x->shape, sizeof z->shape);
     y->name = gamma->name;
     float *mean = arena_alloc(c->step, (size_t)rows * 4), *rstd = arena_alloc(c->step, (size_t)rows * 4);
-    K->add_layernorm_fwd(S, a->dtype, x->data, y->data, mean, rstd, a->data, b->data, gamma->data, beta->data, eps, rows, C);
+    K->add_layernorm_fwd(S, x->dtype, z->data, y->data, mean, rstd, more->data, x->data, gamma->data, beta->data, eps, rows, C);
     /* Two nodes, as of two ops: the backward has nothing to gain from one, the sum's gradient is handed over (grad_pass). */
-    if (taped(c, a) | taped(c, b)) tape_push(c, add_backward, SAVE(c, Binary, x, a, b), x);
-    if (taped(c, x) | taped(c, gamma) | taped(c, beta))
-        tape_push(c, layernorm_backward, SAVE(c, Norm, y, x, gamma, beta, mean, rstd, eps), y);
-    *sum = x;
+    if (taped(c, x) | taped(c, more)) tape_push(c, add_backward, SAVE(c, Binary, z, x, more), z);
+    if (taped(c, z) | taped(c, gamma) | taped(c, beta))
+        tape_push(c, layernorm_backward, SAVE(c, Norm, y, z, gamma, beta, mean, rstd, eps), y);
+    *sum = z;
     return y;
 }
 

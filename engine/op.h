@@ -33,8 +33,9 @@ Tensor *op_mul_tokens(Ctx *c, Tensor *x, Tensor *g);      /* x (B, T, C) times g
 Tensor *op_dropout(Ctx *c, Tensor *x, float p);           /* x itself when p is 0 or no tape runs */
 
 Tensor *op_layernorm(Ctx *c, Tensor *x, Tensor *gamma, Tensor *beta, float eps);
-/* The same of *sum = a + b, in one pass over memory. */
-Tensor *op_add_layernorm(Ctx *c, Tensor **sum, Tensor *a, Tensor *b, Tensor *gamma, Tensor *beta, float eps);
+/* The same of *sum = x + more, in one pass over memory. The sum takes the memory of `more`, whose values nobody may read
+ * from here on: it is a linear layer's, an mlp's or their dropout's, whose backward does not look at what it gave. */
+Tensor *op_add_layernorm(Ctx *c, Tensor **sum, Tensor *x, Tensor *more, Tensor *gamma, Tensor *beta, float eps);
 Tensor *op_l2norm(Ctx *c, Tensor *x, float eps);
 Tensor *op_softmax(Ctx *c, Tensor *x);
 

@@ -269,8 +269,7 @@ static void image_run(Module *m, Ctx *c, const Ask *const *ask, int64_t n, Tenso
         linear(c, o->patch, op_image_patches(c, compute_type(o->patch.w), image, rect, (const int(*)[2])size, &o->patches, n))};
     Tensor *x = op_add_rows(c, op_concat_tokens(c, part, 2), o->position);
     BlockSpec spec = {.H = (int)o->heads, .eps = (float)o->eps, .act = o->act};
-    for (int64_t i = 0; i < o->layers; i++) x = block_forward(c, &o->block[i], x, &spec);
-    out[IMAGE_TOKENS] = norm(c, o->post_norm, x, (float)o->eps);
+    out[IMAGE_TOKENS] = residual_norm(c, o->post_norm, blocks_forward(c, o->block, o->layers, x, &spec), (float)o->eps);
 }
 
 /* ids (n, T) -> (n, T, W) */
@@ -296,7 +295,7 @@ static Tensor *keys_values(Ctx *c, const BertLayer *l, const Seen *s, int64_t n)
 
 /* norm(x + y) */
 static Tensor *joined(const Blip *o, Ctx *c, Tensor *y, Tensor *x, Layer n) {
-    return norm(c, n, op_add(c, op_dropout(c, y, (float)o->dropout), x), (float)o->text_eps);
+    return residual_norm(c, n, (Residual){x, op_dropout(c, y, (float)o->dropout)}, (float)o->text_eps);
 }
 
 static Tensor *layer_body(const Blip *o, Ctx *c, const BertLayer *l, Tensor *x, Tensor *kv,

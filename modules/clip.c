@@ -65,7 +65,7 @@ static void image_run(Module *m, Ctx *c, const Ask *const *ask, int64_t n, Tenso
         size[i][0] = (int)(h <= w ? s : MIN(s * h / w, LONGEST));
         size[i][1] = (int)(w <= h ? s : MIN(s * w / h, LONGEST));
     }
-    Tensor *x = op_token(c, clip_vision_run(&o->vision, c, ask, (const int(*)[2])size, n), 0);
+    Tensor *x = op_token(c, residual_sum(c, clip_vision_run(&o->vision, c, ask, (const int(*)[2])size, n)), 0);
     x = op_linear_f32(c, norm(c, o->vision.post_norm, x, (float)o->vision.n.eps), o->visual_projection, NULL);
     out[FEATURE] = op_l2norm(c, x, 0);
 }

@@ -85,13 +85,12 @@ void clip_text_declare(ClipText *t, ParamSet *ps, const char *prefix) {
 
 /* ---- running -------------------------------------------------------------------------------------- */
 
-static Tensor *encode(Ctx *c, const Encoder *n, Tensor *x, bool causal) {
+static Residual encode(Ctx *c, const Encoder *n, Tensor *x, bool causal) {
     BlockSpec spec = {.H = (int)n->heads, .eps = (float)n->eps, .act = n->act, .causal = causal};
-    for (int64_t i = 0; i < n->layers; i++) x = block_forward(c, &n->block[i], x, &spec);
-    return x;
+    return blocks_forward(c, n->block, n->layers, x, &spec);
 }
 
-Tensor *clip_vision_run(const ClipVision *v, Ctx *c, const Ask *const *ask, const int (*size)[2], int64_t n) {
+Residual clip_vision_run(const ClipVision *v, Ctx *c, const Ask *const *ask, const int (*size)[2], int64_t n) {
     ImageView *image = arena_alloc(c->host, (size_t)n * sizeof *image);
     Rect *rect = arena_alloc(c->host, (size_t)n * sizeof *rect);
     int32_t *zero = arena_zalloc(c->host, (size_t)n * sizeof *zero);
@@ -140,7 +139,7 @@ Tensor *clip_text_run(const ClipText *t, const Module *m, Ctx *c, const Ask *con
     for (int32_t k = 0; k < T; k++) position[k] = k;
 
     Tensor *x = RESHAPE(c, op_gather(c, t->token, flat, n * T), n, T, W);
-    x = encode(c, &t->n, op_add_rows(c, x, op_gather(c, t->position, position, T)), true);
+    x = residual_sum(c, encode(c, &t->n, op_add_rows(c, x, op_gather(c, t->position, position, T)), true));
     x = op_gather(c, RESHAPE(c, x, n * T, W), last, n); /* before the norm, which works by row */
     return op_linear_f32(c, norm(c, t->final_norm, x, (float)t->n.eps), t->projection, NULL); /* a unit vector to be: f32 */
 }

@@ -40,8 +40,8 @@ bool clip_towers_open(ClipVision *v, ClipText *t, Module *m, const ClipSizes *fa
 void clip_vision_declare(ClipVision *v, ParamSet *ps, const char *prefix, const char *pre_norm);
 void clip_text_declare(ClipText *t, ParamSet *ps, const char *prefix);
 
-/* n items (distinct images): -> (n, 1 + P, C), the class token first, before post_norm. size: what each rectangle is resized
+/* n items (distinct images): -> (n, 1 + P, C), the class token first, for post_norm. size: what each rectangle is resized
  * to, see image_patches. */
-Tensor *clip_vision_run(const ClipVision *v, Ctx *c, const Ask *const *ask, const int (*size)[2], int64_t n);
+Residual clip_vision_run(const ClipVision *v, Ctx *c, const Ask *const *ask, const int (*size)[2], int64_t n);
 /* "a photo of QUERY" of n distinct texts -> (n, D), not yet normalised. */
 Tensor *clip_text_run(const ClipText *t, const Module *m, Ctx *c, const Ask *const *ask, int64_t n);

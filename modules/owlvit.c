@@ -102,7 +102,7 @@ static void image_run(Module *m, Ctx *c, const Ask *const *ask, int64_t n, Tenso
     float eps = (float)o->vision.n.eps;
     int(*size)[2] = arena_alloc(c->host, (size_t)n * sizeof *size); /* stretched to the square, whatever its shape */
     for (int64_t i = 0; i < n; i++) size[i][0] = size[i][1] = (int)o->vision.grid * o->vision.patches.patch;
-    Tensor *x = norm(c, o->vision.post_norm, clip_vision_run(&o->vision, c, ask, (const int(*)[2])size, n), eps);
+    Tensor *x = residual_norm(c, o->vision.post_norm, clip_vision_run(&o->vision, c, ask, (const int(*)[2])size, n), eps);
 
     Tensor *f = norm(c, o->merge_norm, op_mul_tokens(c, op_slice_tokens(c, x, 1, P), op_token(c, x, 0)), eps);
     /* From here on f32, whatever the towers computed in: a cosine is scaled by about 10, and a box wants better than the

@@ -330,9 +330,9 @@ static Tensor *pool(Vilt *v, Ctx *c, const Source *s, const Texts *t, const int3
                       .act = v->act,
                       .dropout = v->dropout,
                       .mask = padded ? ctx_upload(c, mask, (size_t)(n * T)) : NULL};
-    for (int i = 0; i + 1 < v->layers; i++) x = block_forward(c, &v->block[i], x, &spec);
-    x = block_forward_first(c, &v->block[v->layers - 1], x, &spec);
-    x = norm(c, v->final_norm, RESHAPE(c, x, n, v->C), v->eps);
+    Residual r = blocks_forward(c, v->block, v->layers - 1, x, &spec);
+    r = block_forward_first(c, &v->block[v->layers - 1], r, &spec);
+    x = RESHAPE(c, residual_norm(c, v->final_norm, r, v->eps), n, v->C);
     return op_tanh(c, linear(c, v->pooler, x));
 }
 

@@ -44,9 +44,10 @@ TEST(nn_first_token_block) {
             rig_begin(&n.rig, true);
             params_zero_grad(&n.ps);
             BlockSpec s = {.H = 3, .eps = 1e-5f, .act = act};
-            Tensor *x = masked(c, &s), *y = block_forward(c, &n.block[0], x, &s);
-            y = first ? block_forward_first(c, &n.block[1], y, &s)
-                      : op_slice_tokens(c, block_forward(c, &n.block[1], y, &s), 0, 1);
+            Tensor *x = masked(c, &s);
+            Residual r = block_forward(c, &n.block[0], (Residual){x, NULL}, &s);
+            Tensor *y = first ? residual_sum(c, block_forward_first(c, &n.block[1], r, &s))
+                              : op_slice_tokens(c, residual_sum(c, block_forward(c, &n.block[1], r, &s)), 0, 1);
             EXPECT(y->shape[0] == B && y->shape[1] == 1 && y->shape[2] == C, "shape");
             seed_gradient(c, y, dy);
             tape_backward(c);
@@ -82,9 +83,10 @@ TEST(nn_inference_is_training) {
             Tensor *x = masked(c, &s);
             if (causal) s.mask = NULL;
             size_t before = n.rig.step.used;
-            for (int i = 0; i < 2; i++) x = block_forward(c, &n.block[i], x, &s);
+            Residual r = blocks_forward(c, n.block, 2, x, &s);
             used[training] = n.rig.step.used - before;
-            if (!causal) x = block_forward_first(c, &n.block[1], x, &s);
+            if (!causal) r = block_forward_first(c, &n.block[1], r, &s);
+            x = residual_sum(c, r);
             out[training] = memcpy(xcalloc((size_t)numel(x), 4), x->data, tensor_bytes(x));
         }
         EXPECT(!memcmp(out[0], out[1], (size_t)(B * (causal ? T : 1) * C) * 4),
@@ -97,6 +99,48 @@ TEST(nn_inference_is_training) {
     net_close(&n);
 }
 
+/* A sum left to the next norm has the bits of one made at once, there and in all gradients, and takes less memory. */
+TEST(nn_residual) {
+    Net n;
+    net_open(&n, true);
+    Ctx *c = &n.rig.ctx;
+    float dy[B * T * C], *value[2], *dx[2], *dp[2];
+    size_t used[2];
+    random_fill(dy, B * T * C, 4, -1, 1);
+    for (int dropout = 0; dropout < 2; dropout++) {
+        for (int at_once = 0; at_once < 2; at_once++) {
+            rig_begin(&n.rig, true);
+            params_zero_grad(&n.ps);
+            BlockSpec s = {.H = 3, .eps = 1e-5f, .dropout = 0.3f * (float)dropout};
+            Tensor *x = masked(c, &s);
+            const size_t before = n.rig.step.used;
+            Residual r = {x, NULL};
+            for (int i = 0; i < 2; i++) {
+                r = block_forward(c, &n.block[i], r, &s);
+                EXPECT(r.more, "the block has left nothing to add");
+                if (at_once) r = (Residual){residual_sum(c, r), NULL};
+            }
+            Tensor *y = residual_norm(c, n.block[0].norm1, r, s.eps);
+            used[at_once] = n.rig.step.used - before;
+            value[at_once] = memcpy(xcalloc(B * T * C, 4), y->data, tensor_bytes(y));
+            seed_gradient(c, y, dy);
+            tape_backward(c);
+            dx[at_once] = memcpy(xcalloc(B * T * C, 4), x->grad->data, tensor_bytes(x));
+            dp[at_once] = memcpy(xcalloc((size_t)n.ps.total, 4), n.ps.grad, (size_t)n.ps.total * 4);
+        }
+        EXPECT(!memcmp(value[0], value[1], B * T * C * 4), "values, dropout %d", dropout);
+        EXPECT(!memcmp(dx[0], dx[1], B * T * C * 4), "dx, dropout %d", dropout);
+        EXPECT(!memcmp(dp[0], dp[1], (size_t)n.ps.total * 4), "gradients of parameters, dropout %d", dropout);
+        EXPECT(used[1] >= used[0] + 2 * B * T * C * 4, "%zu bytes, at once %zu", used[0], used[1]);
+        for (int i = 0; i < 2; i++) {
+            free(value[i]);
+            free(dx[i]);
+            free(dp[i]);
+        }
+    }
+    net_close(&n);
+}
+
 /* A frozen set: the same values, no nodes. */
 TEST(nn_frozen) {
     Net n;
@@ -104,11 +148,11 @@ TEST(nn_frozen) {
     EXPECT(!n.ps.grad && !n.ps.m && !n.ps.v, "a frozen set has gradients");
     BlockSpec s = {.H = 2, .eps = 1e-5f};
     Tensor *x = RANDOM(&n.rig.ctx, 1, false, B, T, C);
-    block_forward(&n.rig.ctx, &n.block[0], x, &s);
+    blocks_forward(&n.rig.ctx, n.block, 2, x, &s);
     EXPECT(!n.rig.tape.nodes, "%" PRId64 " nodes of a frozen block", n.rig.tape.nodes);
     /* Its input may want a gradient all the same (a prompt in front of a frozen tower). */
     x->needs_grad = true;
-    Tensor *y = block_forward(&n.rig.ctx, &n.block[0], x, &s);
+    Tensor *y = residual_sum(&n.rig.ctx, blocks_forward(&n.rig.ctx, n.block, 2, x, &s));
     float dy[B * T * C];
     random_fill(dy, B * T * C, 2, -1, 1);
     seed_gradient(&n.rig.ctx, y, dy);
@@ -128,7 +172,8 @@ TEST(nn_dropout_repeats) {
         rig_begin(&n.rig, true);
         if (i == 2) n.rig.ctx.seed++;
         BlockSpec s = {.H = 2, .eps = 1e-5f, .dropout = 0.3f};
-        Tensor *y = block_forward(&n.rig.ctx, &n.block[0], RANDOM(&n.rig.ctx, 1, true, B, T, C), &s);
+        Tensor *x = RANDOM(&n.rig.ctx, 1, true, B, T, C);
+        Tensor *y = residual_sum(&n.rig.ctx, blocks_forward(&n.rig.ctx, n.block, 2, x, &s));
         out[i] = memcpy(xcalloc(B * T * C, 4), y->data, tensor_bytes(y));
     }
     EXPECT(!memcmp(out[0], out[1], B * T * C * 4), "the same seed, another dropout");

@@ -86,9 +86,10 @@ TEST(op_dropout) {
 /* ---- norms, softmax, attention -------------------------------------------------------------------- */
 
 GRAPH(layernorm) { return op_layernorm(c, x[0], x[1], x[2], 1e-5f); }
-GRAPH(add_layernorm) { return op_add_layernorm(c, &(Tensor *){0}, x[0], x[1], x[2], x[3], 1e-5f); }
-GRAPH(add_layernorm_both) { /* the sum goes on, too, as in a block */
-    Tensor *sum, *y = op_add_layernorm(c, &sum, x[0], x[1], x[2], x[3], 1e-5f);
+/* What is added comes of a linear layer, as in a block: its memory becomes the sum's. */
+GRAPH(add_layernorm) { return op_add_layernorm(c, &(Tensor *){0}, x[0], op_linear(c, x[1], x[2], NULL), x[3], x[4], 1e-5f); }
+GRAPH(add_layernorm_both) { /* the sum goes on, too */
+    Tensor *sum, *y = op_add_layernorm(c, &sum, x[0], op_linear(c, x[1], x[2], NULL), x[3], x[4], 1e-5f);
     return op_add(c, sum, y);
 }
 GRAPH(l2norm) { return op_l2norm(c, x[0], 1e-6f); }
@@ -109,8 +110,8 @@ GRAPH(masked_cross) {
 TEST(op_norms_and_attention) {
     static const GraphCase cases[] = {
         {"layernorm", layernorm, .nleaves = 3, .leaf = {L(2, 3, 6), L(6), L(6)}, .bound = 2e-3},
-        {"add_layernorm", add_layernorm, .nleaves = 4, .leaf = {L(2, 3, 6), L(2, 3, 6), L(6), L(6)}, .bound = 2e-3},
-        {"add_layernorm, the sum used", add_layernorm_both, .nleaves = 4, .leaf = {L(2, 3, 6), L(2, 3, 6), L(6), L(6)}, .bound = 2e-3},
+        {"add_layernorm", add_layernorm, .nleaves = 5, .leaf = {L(2, 3, 6), L(2, 3, 4), L(6, 4), L(6), L(6)}, .bound = 2e-3},
+        {"add_layernorm, the sum used", add_layernorm_both, .nleaves = 5, .leaf = {L(2, 3, 6), L(2, 3, 4), L(6, 4), L(6), L(6)}, .bound = 2e-3},
         {"l2norm", l2norm, .nleaves = 1, .leaf = {L(4, 6)}},
         {"softmax", softmax, .nleaves = 1, .leaf = {LR(-2, 2, 4, 5)}},
         {"self attention", self_attention, .nleaves = 1, .leaf = {L(2, 3, 12)}, .bound = 1e-3},
