@@ -6,11 +6,15 @@
  * Forward, and l2norm both ways: a warp per row with the row in registers, a block per row when it is longer (row.cuh).
  *
  * layernorm_bwd makes all three gradients in one pass over x and dy: a second pass for dgamma and dbeta would read half of the
- * bytes again. So a thread owns a vector of COLUMNS, not of rows: the block walks down its rows, every thread
- * adds its columns' dgamma and dbeta in registers, and the two sums of a row cross the block through shared memory with one
- * barrier (the array alternates). Blocks leave partial sums that layernorm_bwd_sums adds in their order: no atomics, the same bits
- * in every run. 528 blocks are 4 for each SM of an H100: some 750 threads with 3 accesses of 16 bytes under way each, twice what
- * covers the latency of its memory, and partial sums of at most a few percent of the bytes.
+ * bytes again. So a thread owns a vector of COLUMNS, not of rows: a team of threads takes a row, the teams of a block walk down its
+ * rows, every thread adds its columns' dgamma and dbeta in registers, and the two sums of a row cross its team through shared memory
+ * with one barrier (the array alternates). Blocks leave partial sums that layernorm_bwd_sums adds in their order: no atomics, the same
+ * bits in every run.
+ *
+ * Partial sums are 16 C bytes of a block, written and read, its rows 4 C sizeof(T) each: with 64 / sizeof(T) rows a block they are a
+ * sixteenth of the rest. 528 blocks of 256 threads are 4 for each SM of an H100: some 750 threads with 3 accesses of 16 bytes under way
+ * each, twice what covers the latency of its memory. Where there are rows for fewer blocks, these get as many more teams: few rows
+ * then meet as many threads as ever, in larger blocks, and none of them takes more rows one after the other.
  */
 #include "kernels/cuda/row.cuh"
 
@@ -64,10 +68,12 @@ add_layernorm_fwd(T *sum, T *y, float *mean, float *rstd, const T *a, const T *b
 
 /* ---- layer normalisation, backward ---------------------------------------------------------------- */
 
-enum { BWD_BLOCKS = 528, BWD_ROWS = 8, MAX_THREADS = 256 };
+enum { BWD_BLOCKS = 528, BWD_THREADS = 256, MAX_THREADS = 1024 };
 
 /* Blocks and the rows of each: a function of the sizes alone, so that the sums are. */
-static int64_t rows_per_block(int64_t rows) { return max(ceil_div(rows, (int64_t)BWD_BLOCKS), (int64_t)BWD_ROWS); }
+static int64_t rows_per_block(DType t, int64_t rows) {
+    return max(ceil_div(rows, (int64_t)BWD_BLOCKS), (int64_t)(64 / dtype_size(t)));
+}
 
 /* Both numbers over the team that takes a row: blockDim.x threads, whole warps; the block's teams come here together. part: a pair
  * for each warp; the caller alternates between two of them, since a slow warp may still read the last call's. */
@@ -83,28 +89,30 @@ __device__ __forceinline__ float2 team_sums(float2 *part, float a, float b) {
     return sum;
 }
 
-/* The sums of the block's teams, in order, to the first team. */
+/* The sums of the block's teams to the first: the upper half of them is added to the lower, again and again. */
 template <int V> __device__ __forceinline__ void add_teams(float (&dgamma)[V], float (&dbeta)[V]) {
-    DYNAMIC_SHARED(float, columns); /* (teams - 1, 2 V, blockDim.x) */
-    const int step = blockDim.x;
-    if (threadIdx.y > 0) {
-        float *mine = columns + (threadIdx.y - 1) * 2 * V * step + threadIdx.x;
+    DYNAMIC_SHARED(float, columns); /* (teams / 2, 2 V, blockDim.x) */
+    const int step = blockDim.x, team = threadIdx.y;
+    for (int teams = blockDim.y, lower; teams > 1; teams = lower) {
+        lower = (teams + 1) / 2;
+        float *pair = columns + (team % lower) * 2 * V * step + threadIdx.x;
+        if (team >= lower && team < teams) {
 #pragma unroll
-        for (int j = 0; j < V; j++) mine[j * step] = dgamma[j], mine[(V + j) * step] = dbeta[j];
-    }
-    __syncthreads();
-    if (threadIdx.y > 0) return;
-    for (int k = 0; k < (int)blockDim.y - 1; k++) {
-        const float *other = columns + k * 2 * V * step + threadIdx.x;
+            for (int j = 0; j < V; j++) pair[j * step] = dgamma[j], pair[(V + j) * step] = dbeta[j];
+        }
+        __syncthreads();
+        if (team + lower < teams) {
 #pragma unroll
-        for (int j = 0; j < V; j++) dgamma[j] += other[j * step], dbeta[j] += other[(V + j) * step];
+            for (int j = 0; j < V; j++) dgamma[j] += pair[j * step], dbeta[j] += pair[(V + j) * step];
+        }
+        __syncthreads();
     }
 }
 
 /* With xhat = (x - mean) rstd and g = dy gamma: dx = rstd (g - mean(g) - xhat mean(g xhat)).
  * C <= blockDim.x V. part (gridDim.x, 2 C): the block's sums for dgamma, then dbeta; NULL: not wanted, as is dx. */
 template <typename T, int V>
-__global__ void __launch_bounds__(MAX_THREADS, 4)
+__global__ void __launch_bounds__(MAX_THREADS) /* 64 registers */
 layernorm_bwd(T *dx, float *part, const T *x, const T *dy, const float *mean, const float *rstd, const float *gamma, int64_t rows,
               int64_t per_block, int C) {
     SHARED(float2, sums, 64);
@@ -160,7 +168,7 @@ layernorm_bwd(T *dx, float *part, const T *x, const T *dy, const float *mean, co
 /* The same for rows of more values than a block can own: each thread owns every blockDim.x-th column, and its sums lie in
  * `part` itself (its own places, so in order). Reads x and dy twice. */
 template <typename T>
-__global__ void __launch_bounds__(MAX_THREADS, 4)
+__global__ void __launch_bounds__(BWD_THREADS, 4)
 layernorm_bwd_long(T *dx, float *part, const T *x_, const T *dy_, const float *mean, const float *rstd, const float *gamma,
                    int64_t rows, int64_t per_block, int64_t C) {
     const int64_t begin = blockIdx.x * per_block, end = min(begin + per_block, rows);
@@ -210,12 +218,14 @@ template <typename T, int V>
 static void bwd_launch(Stream *s, T *dx, float *part, const T *x, const T *dy, const float *mean, const float *rstd,
                        const float *gamma, int64_t rows, int64_t per_block, int64_t C) {
     const unsigned blocks = (unsigned)ceil_div(rows, per_block);
-    if (C > MAX_THREADS * V) {
-        LAUNCH(layernorm_bwd_long<T>, blocks, MAX_THREADS, s, dx, part, x, dy, mean, rstd, gamma, rows, per_block, C);
+    if (C > BWD_THREADS * V) {
+        LAUNCH(layernorm_bwd_long<T>, blocks, BWD_THREADS, s, dx, part, x, dy, mean, rstd, gamma, rows, per_block, C);
         return;
     }
-    const unsigned threads = (unsigned)(ceil_div(C, (int64_t)(32 * V)) * 32), teams = max(MAX_THREADS / threads, 1u);
-    LAUNCH_SMEM((layernorm_bwd<T, V>), blocks, dim3(threads, teams), (teams - 1) * 2 * V * threads * sizeof(float), s, dx, part, x, dy,
+    const unsigned threads = (unsigned)(ceil_div(C, (int64_t)(32 * V)) * 32);
+    const unsigned most = min(BWD_BLOCKS * BWD_THREADS / blocks, (unsigned)MAX_THREADS); /* of a block */
+    const unsigned teams = min(max(most / threads, 1u), (unsigned)min(per_block, rows));
+    LAUNCH_SMEM((layernorm_bwd<T, V>), blocks, dim3(threads, teams), (teams / 2) * 2 * V * threads * sizeof(float), s, dx, part, x, dy,
                 mean, rstd, gamma, rows, per_block, (int)C);
 }
 
@@ -290,7 +300,7 @@ extern "C" void K(add_layernorm_fwd)(Stream *s, DType t, void *sum, void *y, flo
 extern "C" void K(layernorm_bwd)(Stream *s, DType t, void *dx, float *dgamma, float *dbeta, const void *x, const void *dy,
                                  const float *mean, const float *rstd, const float *gamma, int64_t rows, int64_t C) {
     if (!rows || !C) return;
-    const int64_t per_block = rows_per_block(rows), blocks = ceil_div(rows, per_block);
+    const int64_t per_block = rows_per_block(t, rows), blocks = ceil_div(rows, per_block);
     float *part = dgamma || dbeta ? (float *)cuda_scratch(s, (size_t)(blocks * 2 * C) * sizeof(float)) : NULL;
     DISPATCH(t, T, {
         if (vec_ok<T>(WIDTH<T>, C, dx, x, dy, gamma))
