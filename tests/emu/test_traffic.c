@@ -156,10 +156,10 @@ static const struct {
     {"pair_scores_bwd", run_pair_scores_bwd, 3 + (3 * TEXTS * C + PAIRS * T) / (double)N, 2.0 * PAIRS / N},
     {"box_loss", run_box_loss, 0, 14.0 / 4}, /* box, target, dbox, weight, loss */
     {"image_patches", run_image_patches, 3.0 * SIDE * SIDE / N, IMAGE_H * IMAGE_W * 3 / 4.0 / N},
+    {"detect", run_detect, 0, B * (5.0 * QUERIES + 6 * FOUND + 2) / N},
     /* What binds these is not memory. */
     {"attention_fwd", run_attention_fwd, 4.0 * HEAD_VALUES / N, HEADS * TOKENS / (double)N, .free = true},
     {"attention_bwd", run_attention_bwd, 11.0 * HEAD_VALUES / N, HEADS * TOKENS / (double)N, .free = true},
-    {"detect", run_detect, 0, B * (5.0 * QUERIES + 6 * FOUND + 2) / N, .free = true},
 };
 
 static double moved(void (*run)(DType), DType t, EmuTraffic *m) {
