@@ -5,8 +5,7 @@
  * four less.
  */
 #include "bench/kernels.h"
-
-#include <dnnl.h>
+#include "kernels/cpu/onednn.h"
 
 enum { ARGS = 10 };
 
@@ -17,55 +16,37 @@ struct Library {
     int nargs;
 };
 
-static void check(dnnl_status_t s, const char *what) {
-    CHECK(s == dnnl_success, "oneDNN refuses %s: status %d", what, (int)s);
-}
-
-static dnnl_engine_t engine(void) {
-    static dnnl_engine_t e;
-    if (!e) check(dnnl_engine_create(&e, dnnl_cpu, 0), "an engine");
-    return e;
-}
-
-/* `rows` x `cols` values, row-major or its transpose. */
-static dnnl_memory_desc_t matrix(int64_t rows, int64_t cols, bool transposed, dnnl_data_type_t t) {
-    dnnl_memory_desc_t d;
-    const dnnl_dims_t dims = {rows, cols}, strides = {transposed ? 1 : cols, transposed ? rows : 1};
-    check(dnnl_memory_desc_init_by_strides(&d, 2, dims, t, strides), "a matrix");
-    return d;
-}
-
 static dnnl_memory_desc_t vector(int64_t n, dnnl_data_type_t t) {
     dnnl_memory_desc_t d;
     const dnnl_dims_t dims = {n}, strides = {1};
-    check(dnnl_memory_desc_init_by_strides(&d, 1, dims, t, strides), "a vector");
+    onednn_check(dnnl_memory_desc_init_by_strides(&d, 1, dims, t, strides), "a vector");
     return d;
 }
 
 static void operand(Library *l, int which, const dnnl_memory_desc_t *d, void *p) {
     CHECK(l->nargs < ARGS, "%d operands", l->nargs);
     l->arg[l->nargs].arg = which;
-    check(dnnl_memory_create(&l->arg[l->nargs++].memory, d, engine(), p), "an operand");
+    onednn_check(dnnl_memory_create(&l->arg[l->nargs++].memory, d, onednn_engine(), p), "an operand");
 }
 
 static Library *from_descriptor(dnnl_primitive_desc_t d, const char *what) {
     Library *l = xcalloc(1, sizeof *l);
-    check(dnnl_primitive_create(&l->primitive, d), what);
+    onednn_check(dnnl_primitive_create(&l->primitive, d), what);
     dnnl_primitive_desc_destroy(d);
-    check(dnnl_stream_create(&l->stream, engine(), dnnl_stream_default_flags), "a stream");
+    onednn_check(dnnl_stream_create(&l->stream, onednn_engine(), dnnl_stream_default_flags), "a stream");
     return l;
 }
 
 static dnnl_primitive_desc_t describe(const void *op, const_dnnl_primitive_attr_t attr,
                                       const_dnnl_primitive_desc_t forward, const char *what) {
     dnnl_primitive_desc_t d;
-    check(dnnl_primitive_desc_create(&d, op, attr, engine(), forward), what);
+    onednn_check(dnnl_primitive_desc_create(&d, op, attr, onednn_engine(), forward), what);
     return d;
 }
 
 void library_run(Library *l) {
-    check(dnnl_primitive_execute(l->primitive, l->stream, l->nargs, l->arg), "to run");
-    check(dnnl_stream_wait(l->stream), "to end");
+    onednn_check(dnnl_primitive_execute(l->primitive, l->stream, l->nargs, l->arg), "to run");
+    onednn_check(dnnl_stream_wait(l->stream), "to end");
 }
 
 void library_close(Library *l) {
@@ -89,8 +70,8 @@ Library *library_eltwise(Eltwise f, bool backward, void *out, void *x, void *dy,
                                                           : dnnl_eltwise_logistic_use_dst_for_bwd;
     const dnnl_memory_desc_t d = vector(n, dnnl_f32);
     dnnl_eltwise_desc_t op;
-    check(dnnl_eltwise_forward_desc_init(&op, dnnl_forward_training, alg, &d, alpha, 0),
-          "an elementwise function");
+    onednn_check(dnnl_eltwise_forward_desc_init(&op, dnnl_forward_training, alg, &d, alpha, 0),
+                 "an elementwise function");
     dnnl_primitive_desc_t forward = describe(&op, NULL, NULL, "an elementwise function");
     if (!backward) {
         Library *l = from_descriptor(forward, "an elementwise function");
@@ -98,7 +79,7 @@ Library *library_eltwise(Eltwise f, bool backward, void *out, void *x, void *dy,
         operand(l, DNNL_ARG_DST, &d, out);
         return l;
     }
-    check(dnnl_eltwise_backward_desc_init(&op, alg, &d, &d, alpha, 0), "an elementwise backward");
+    onednn_check(dnnl_eltwise_backward_desc_init(&op, alg, &d, &d, alpha, 0), "an elementwise backward");
     Library *l =
         from_descriptor(describe(&op, NULL, forward, "an elementwise backward"), "an elementwise backward");
     dnnl_primitive_desc_destroy(forward);
@@ -111,8 +92,8 @@ Library *library_eltwise(Eltwise f, bool backward, void *out, void *x, void *dy,
 Library *library_binary(bool product, void *y, void *a, void *b, int64_t n) {
     const dnnl_memory_desc_t d = vector(n, dnnl_f32);
     dnnl_binary_desc_t op;
-    check(dnnl_binary_desc_init(&op, product ? dnnl_binary_mul : dnnl_binary_add, &d, &d, &d),
-          "a sum or product");
+    onednn_check(dnnl_binary_desc_init(&op, product ? dnnl_binary_mul : dnnl_binary_add, &d, &d, &d),
+                 "a sum or product");
     Library *l = from_descriptor(describe(&op, NULL, NULL, "a sum or product"), "a sum or product");
     operand(l, DNNL_ARG_SRC_0, &d, a);
     operand(l, DNNL_ARG_SRC_1, &d, b);
@@ -122,17 +103,19 @@ Library *library_binary(bool product, void *y, void *a, void *b, int64_t n) {
 
 Library *library_layernorm(bool backward, void *out, void *mean, void *var, void *x, void *dy, void *gamma,
                            void *beta, void *dgamma, void *dbeta, int64_t rows, int64_t C) {
-    const dnnl_memory_desc_t d = matrix(rows, C, false, dnnl_f32), stat = vector(rows, dnnl_f32),
+    const dnnl_memory_desc_t d = onednn_matrix(rows, C, C, false, dnnl_f32), stat = vector(rows, dnnl_f32),
                              scale = vector(C, dnnl_f32);
     const unsigned flags = dnnl_use_scale | dnnl_use_shift;
     dnnl_layer_normalization_desc_t op;
-    check(dnnl_layer_normalization_forward_desc_init(&op, dnnl_forward_training, &d, &stat, 1e-12f, flags),
-          "a layer norm");
+    onednn_check(
+        dnnl_layer_normalization_forward_desc_init(&op, dnnl_forward_training, &d, &stat, 1e-12f, flags),
+        "a layer norm");
     dnnl_primitive_desc_t forward = describe(&op, NULL, NULL, "a layer norm");
     Library *l;
     if (backward) {
-        check(dnnl_layer_normalization_backward_desc_init(&op, dnnl_backward, &d, &d, &stat, 1e-12f, flags),
-              "a layer norm's backward");
+        onednn_check(
+            dnnl_layer_normalization_backward_desc_init(&op, dnnl_backward, &d, &d, &stat, 1e-12f, flags),
+            "a layer norm's backward");
         l = from_descriptor(describe(&op, NULL, forward, "a layer norm's backward"),
                             "a layer norm's backward");
         dnnl_primitive_desc_destroy(forward);
@@ -153,9 +136,9 @@ Library *library_layernorm(bool backward, void *out, void *mean, void *var, void
 }
 
 Library *library_softmax(bool backward, void *out, void *x, void *dy, int64_t rows, int64_t C) {
-    const dnnl_memory_desc_t d = matrix(rows, C, false, dnnl_f32);
+    const dnnl_memory_desc_t d = onednn_matrix(rows, C, C, false, dnnl_f32);
     dnnl_softmax_desc_t op;
-    check(dnnl_softmax_forward_desc_init(&op, dnnl_forward_training, &d, 1), "a softmax");
+    onednn_check(dnnl_softmax_forward_desc_init(&op, dnnl_forward_training, &d, 1), "a softmax");
     dnnl_primitive_desc_t forward = describe(&op, NULL, NULL, "a softmax");
     if (!backward) {
         Library *l = from_descriptor(forward, "a softmax");
@@ -163,7 +146,7 @@ Library *library_softmax(bool backward, void *out, void *x, void *dy, int64_t ro
         operand(l, DNNL_ARG_DST, &d, out);
         return l;
     }
-    check(dnnl_softmax_backward_desc_init(&op, &d, &d, 1), "a softmax's backward");
+    onednn_check(dnnl_softmax_backward_desc_init(&op, &d, &d, 1), "a softmax's backward");
     Library *l =
         from_descriptor(describe(&op, NULL, forward, "a softmax's backward"), "a softmax's backward");
     dnnl_primitive_desc_destroy(forward);
@@ -175,30 +158,27 @@ Library *library_softmax(bool backward, void *out, void *x, void *dy, int64_t ro
 
 Library *library_matmul(void *C, void *A, void *B, void *bias, bool ta, bool tb, bool add, int64_t M,
                         int64_t N, int64_t K) {
-    const dnnl_memory_desc_t a = matrix(M, K, ta, dnnl_f32), b = matrix(K, N, tb, dnnl_f32),
-                             c = matrix(M, N, false, dnnl_f32), v = matrix(1, N, false, dnnl_f32);
-    dnnl_primitive_attr_t attr;
-    dnnl_post_ops_t post;
-    dnnl_matmul_desc_t op;
-    check(dnnl_primitive_attr_create(&attr), "attributes");
-    check(dnnl_post_ops_create(&post), "attributes");
-    if (add) check(dnnl_post_ops_append_sum(post, 1), "a sum after a product");
-    check(dnnl_primitive_attr_set_post_ops(attr, post), "attributes");
-    check(dnnl_matmul_desc_init(&op, &a, &b, bias ? &v : NULL, &c), "a product");
-    Library *l = from_descriptor(describe(&op, attr, NULL, "a product"), "a product");
-    dnnl_post_ops_destroy(post);
-    dnnl_primitive_attr_destroy(attr);
+    const dnnl_memory_desc_t a = onednn_matrix(M, K, ta ? M : K, ta, dnnl_f32),
+                             b = onednn_matrix(K, N, tb ? K : N, tb, dnnl_f32),
+                             c = onednn_matrix(M, N, N, false, dnnl_f32),
+                             v = onednn_matrix(1, N, N, false, dnnl_f32);
+    dnnl_primitive_desc_t d = onednn_matmul(&c, &a, &b, bias ? &v : NULL, add);
+    CHECK(d, "oneDNN has no product of f32 matrices");
+    const dnnl_memory_desc_t scratch = *dnnl_primitive_desc_query_md(d, dnnl_query_scratchpad_md, 0);
+    Library *l = from_descriptor(d, "a product");
     operand(l, DNNL_ARG_SRC, &a, A);
     operand(l, DNNL_ARG_WEIGHTS, &b, B);
     operand(l, DNNL_ARG_DST, &c, C);
+    operand(l, DNNL_ARG_SCRATCHPAD, &scratch, DNNL_MEMORY_ALLOCATE);
     if (bias) operand(l, DNNL_ARG_BIAS, &v, bias);
     return l;
 }
 
 Library *library_column_sums(void *out, void *x, int64_t rows, int64_t C) {
-    const dnnl_memory_desc_t from = matrix(rows, C, false, dnnl_f32), to = matrix(1, C, false, dnnl_f32);
+    const dnnl_memory_desc_t from = onednn_matrix(rows, C, C, false, dnnl_f32),
+                             to = onednn_matrix(1, C, C, false, dnnl_f32);
     dnnl_reduction_desc_t op;
-    check(dnnl_reduction_desc_init(&op, dnnl_reduction_sum, &from, &to, 0, 0), "column sums");
+    onednn_check(dnnl_reduction_desc_init(&op, dnnl_reduction_sum, &from, &to, 0, 0), "column sums");
     Library *l = from_descriptor(describe(&op, NULL, NULL, "column sums"), "column sums");
     operand(l, DNNL_ARG_SRC, &from, x);
     operand(l, DNNL_ARG_DST, &to, out);
@@ -209,7 +189,8 @@ Library *library_cast(void *out, void *x, bool to_bf16, int64_t n) {
     const dnnl_memory_desc_t from = vector(n, to_bf16 ? dnnl_f32 : dnnl_bf16),
                              to = vector(n, to_bf16 ? dnnl_bf16 : dnnl_f32);
     dnnl_primitive_desc_t d;
-    check(dnnl_reorder_primitive_desc_create(&d, &from, engine(), &to, engine(), NULL), "a cast");
+    onednn_check(dnnl_reorder_primitive_desc_create(&d, &from, onednn_engine(), &to, onednn_engine(), NULL),
+                 "a cast");
     Library *l = from_descriptor(d, "a cast");
     operand(l, DNNL_ARG_FROM, &from, x);
     operand(l, DNNL_ARG_TO, &to, out);

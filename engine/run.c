@@ -1,6 +1,8 @@
 /* run.c -- setting up and tearing down. See run.h. */
 #include "engine/run.h"
 
+#include "kernels/cpu/onednn.h"
+
 #include <math.h>
 #include <unistd.h>
 
@@ -13,6 +15,7 @@ static Device *open_device(const Config *cfg, Error *e) {
     const Comm *comm = comm_world();
     const int card = cfg->run.card + comm->local_rank; /* each rank of a host has one */
     Device *cpu = device_cpu(comm_threads(comm, cfg->run.threads)), *cuda = NULL;
+    onednn_allow(!cfg->run.reproducible); /* ranks of fewer threads sum in the same order */
     if (preset) return preset;
     if (cfg->run.device == DEVICE_AUTO && device_cuda_count(NULL)) cuda = device_cuda(card, NULL);
     if (cfg->run.device == DEVICE_CUDA && !(cuda = device_cuda(card, e))) return NULL;

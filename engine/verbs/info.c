@@ -4,10 +4,10 @@
  */
 #include "engine/ckpt.h"
 #include "engine/verbs/verbs.h"
+#include "kernels/cpu/onednn.h"
 #include "modules/answer.h"
 
 #include <dirent.h>
-#include <dnnl.h> /* for its version only: what bench compares with */
 #include <errno.h>
 #include <limits.h>
 #include <omp.h>
@@ -137,6 +137,8 @@ static void print_machine(const Config *cfg) {
     line("threads", "%d (OpenMP allows %d%s%s)", dev->nthreads, omp_get_max_threads(), policy ? ", OMP_WAIT_POLICY=" : "", policy ? policy : "");
     const dnnl_version_t *v = dnnl_version();
     line("oneDNN", "%d.%d.%d (%.10s)", v->major, v->minor, v->patch, v->hash);
+    if (onednn_bf16()) line("bf16 products", "oneDNN (%s)", onednn_bf16());
+    else line("bf16 products", "widened to f32: this CPU has no bf16 instructions");
     Error e = {0};
     const int cards = device_cuda_count(&e);
     for (int i = 0; i < cards; i++) {
