@@ -177,7 +177,7 @@ def measure(args, name):
         "peak_gbs": peak["gbs"],
         "load": os.getloadavg()[0],
         "sides": rows,
-        "ratios": turns.ratios(rows, size["goals"] if args.precision == "f32" else {}),
+        "ratios": turns.ratios(rows, size["goals"]),
     }
 
 
