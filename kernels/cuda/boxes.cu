@@ -8,7 +8,7 @@
  */
 #include "kernels/cuda/cuda.cuh"
 
-enum { THREADS = 256, SHARED_OUTPUTS = 8192 }; /* 160 KB; a block may have 163 on sm_80 */
+enum { THREADS = 256, SHARED_OUTPUTS = 4096 }; /* 80 KB; a block may have 99 on any card since sm_80, 163 on that */
 
 /* int() of a float, for values that a wild network may give: NaN is 0, the rest within 2^24. */
 __device__ __forceinline__ int pixel(float f) { return f != f ? 0 : (int)fminf(fmaxf(f, -16777216.0f), 16777216.0f); }
