@@ -23,27 +23,24 @@ typedef struct Left { const float *p; int64_t row, col; } Left;
 /* C (mr, nv VL) = A B, or += when add. mr and nv are constants where this is inlined: the sums are registers. */
 __attribute__((always_inline)) static inline void tile(const int mr, const int nv, float *C, int64_t ldc, Left A,
                                                        const float *B, int64_t ldb, int64_t K, bool add) {
-    VF sum[TILE_M][TILE_V];
-#pragma GCC unroll 8
-    for (int i = 0; i < mr; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < nv; j++) sum[i][j] = add ? *(const VF *)(C + i * ldc + j * VL) : (VF){0};
+    VR sum[TILE_M][TILE_V];
+#define EACH(what) UNROLL for (int i = 0; i < mr; i++) UNROLL for (int j = 0; j < nv; j++) what
+    EACH(sum[i][j] = add ? REG(C + i * ldc + j * VL) : (VR){0};)
     const float *a = A.p;
+#pragma GCC unroll 2
     for (int64_t k = 0; k < K; k++, a += A.col, B += ldb) {
-        VF b[TILE_V];
-#pragma GCC unroll 4
-        for (int j = 0; j < nv; j++) b[j] = *(const VF *)(B + j * VL);
-#pragma GCC unroll 8
-        for (int i = 0; i < mr; i++) {
-            const VF x = a[i * A.row] - (VF){0}; /* the value in every lane */
-#pragma GCC unroll 4
-            for (int j = 0; j < nv; j++) sum[i][j] = v_fma(x, b[j], sum[i][j]);
+        VR b[TILE_V];
+        UNROLL for (int j = 0; j < nv; j++) {
+            b[j] = REG(B + j * VL);
+            IN_REGISTER(b[j]);
+        }
+        UNROLL for (int i = 0; i < mr; i++) {
+            const VR x = a[i * A.row] - (VR){0}; /* the value in every lane */
+            UNROLL for (int j = 0; j < nv; j++) ADD_PRODUCT(sum[i][j], x, b[j]);
         }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < mr; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < nv; j++) *(VF *)(C + i * ldc + j * VL) = sum[i][j];
+    EACH(*(VF *)(C + i * ldc + j * VL) = (VF)sum[i][j];)
+#undef EACH
 }
 
 #define TILES(nv)                                                                                            \

@@ -141,21 +141,6 @@ typedef struct Strip {
     int64_t ai, ak;
 } Strip;
 
-/* A register: gcc leaves arrays of VF, which may lie anywhere in memory, on the stack. */
-typedef float VR __attribute__((vector_size(VL * sizeof(float))));
-#define REG(p) ((VR) * (const VF *)(p))
-#define UNROLL _Pragma("GCC unroll 8")
-/* sum += x * row, into the register where the sum is, and a row kept in one. gcc, left free, moves sums about
- * in unrolled loops and reads a row from memory again for each use: without these two products take 9 to 16 %
- * longer. */
-#ifdef __FMA__
-#define ADD_PRODUCT(sum, x, row) __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(row))
-#define IN_REGISTER(v) __asm__("" : "+v"(v))
-#else
-#define ADD_PRODUCT(sum, x, row) (sum) = (VR)v_fma((VF)(x), (VF)(row), (VF)(sum))
-#define IN_REGISTER(v)
-#endif
-
 /* to (MR, nv vectors) = [to +] [bias, a row +] [from +] A B over n values of k; `from` is a tile (MR, NR)
  * without gaps. One k is 19 instructions with 12 multiply-adds where there are 16 registers. */
 static inline __attribute__((always_inline)) void tile_of(float *to, int64_t ldt, const float *from,
