@@ -27,6 +27,11 @@ void arena_open(Arena *a, const char *name, Device *dev, size_t size) {
     if (!dev || dev->reserves) add_piece(a, a->limit);
 }
 
+void arena_open_growing(Arena *a, const char *name, size_t first, size_t limit) {
+    arena_open(a, name, NULL, MIN(first, limit));
+    a->limit = MAX((limit + 4095) & ~(size_t)4095, a->limit);
+}
+
 void arena_close(Arena *a) {
     for (int i = 0; i < a->npieces; i++) {
         if (a->dev) a->dev->release(a->dev, a->piece[i].base, a->piece[i].size);
@@ -35,12 +40,12 @@ void arena_close(Arena *a) {
     *a = (Arena){0};
 }
 
-/* Another piece of at least `bytes` when a card's arena may still grow. */
+/* Another piece of at least `bytes` when the arena may still grow. */
 static void grow(Arena *a, size_t bytes) {
     if (bytes > a->limit - a->size) /* size <= limit always, so this cannot wrap */
         die(FAIL_MEMORY, "arena %s is full: %zu bytes asked, %zu of %zu in use", a->name, bytes, a->used, a->limit);
-    size_t available, total;
-    a->dev->memory(a->dev, &available, &total);
+    size_t available = SIZE_MAX, total;
+    if (a->dev) a->dev->memory(a->dev, &available, &total);
     const size_t want = MIN(MIN(MAX(PIECE_MIN, a->size), PIECE_MAX), available / 2);
     add_piece(a, MIN((MAX(want, bytes) + 4095) & ~(size_t)4095, a->limit - a->size));
 }

@@ -21,6 +21,9 @@ typedef struct Arena {
 
 /* An arena of at most `size` bytes; none is taken yet. dev NULL: host memory. */
 void arena_open(Arena *a, const char *name, Device *dev, size_t size);
+/* A host arena that begins with `first` bytes of address space and grows by pieces, as a card's does: where there are many, and
+ * any of them may become large. */
+void arena_open_growing(Arena *a, const char *name, size_t first, size_t limit);
 void arena_close(Arena *a);
 /* `bytes` at a 64-byte boundary, contents undefined. Dies with the sizes when full. */
 void *arena_alloc(Arena *a, size_t bytes);

@@ -1,18 +1,22 @@
 /* replay.c -- the store of lessons. See replay.h. */
 #include "engine/replay.h"
 
+#include <unistd.h>
+
 #include "engine/comm.h"
 
-/* Room per program: some five questions, each with a distribution over the answers or a few dozen boxes. */
+/* Room per program to begin with: some five questions, each with a distribution over the answers or a few dozen boxes. A batch may
+ * want more: programs may ask more, and a checkpoint's lessons may be of more programs a step. */
 enum { PROGRAM_BYTES = 1 << 16 };
 
 void replay_open(Replay *r, int reuse, int lag, int nlabels, int programs, int lo, int hi) {
     *r = (Replay){.reuse = reuse, .lag = lag, .nlabels = nlabels, .lo = lo, .hi = hi,
                   .size = reuse ? (int64_t)reuse * lag + 1 : 0};
     r->kept = xcalloc((size_t)r->size + 1, sizeof *r->kept);
+    const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     for (int64_t i = 0; i < r->size; i++) {
         r->kept[i].batch = -1;
-        arena_open(&r->kept[i].memory, "replay", NULL, (size_t)(programs + 16) * PROGRAM_BYTES);
+        arena_open_growing(&r->kept[i].memory, "replay", (size_t)(programs + 16) * PROGRAM_BYTES, machine);
     }
 }
 

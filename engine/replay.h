@@ -34,7 +34,7 @@ typedef struct Replay {
     int lo, hi;              /* places of this rank's images */
 } Replay;
 
-/* reuse 0: nothing is kept. programs: how many a batch may hold, for the size of the memory. */
+/* reuse 0: nothing is kept. programs: how many a batch holds, for the memory to begin with. */
 void replay_open(Replay *r, int reuse, int lag, int nlabels, int programs, int lo, int hi);
 void replay_close(Replay *r); /* also right for one that is all zero */
 

@@ -67,6 +67,22 @@ TEST(arena_grows_by_pieces) {
     EXPECT(!taken, "%zu bytes kept", taken);
 }
 
+/* The same on the host, beginning with what was asked for. */
+TEST(arena_grows_on_the_host) {
+    Arena a;
+    arena_open_growing(&a, "test", 5000, 1000000);
+    EXPECT(a.npieces == 1 && a.size == 8192 && a.limit == 1003520, "%d pieces, %zu of %zu bytes", a.npieces, a.size, a.limit);
+    char *p = arena_alloc(&a, 8000), *q = arena_alloc(&a, 9000);
+    memset(p, 1, 8000), memset(q, 2, 9000);
+    EXPECT(a.npieces == 2 && a.size == a.limit, "%d pieces, %zu of %zu bytes", a.npieces, a.size, a.limit);
+    arena_reset(&a, 0);
+    EXPECT(arena_alloc(&a, 8000) == p && arena_alloc(&a, 9000) == q, "a second use found other memory");
+    arena_close(&a);
+    arena_open_growing(&a, "test", 5000, 100); /* the first piece is there whatever the limit */
+    EXPECT(a.size == 4096 && a.limit == 4096, "%zu of %zu bytes", a.size, a.limit);
+    arena_close(&a);
+}
+
 TEST(arena_strdup) {
     Arena a;
     arena_open(&a, "test", NULL, 4096);

@@ -115,3 +115,31 @@ TEST(replay_file) {
     replay_close(&back);
     replay_close(&r);
 }
+
+/* A run goes on with fewer programs a step than the checkpoint's lessons are of: they find room all the same, and the bits of the file. */
+TEST(replay_fewer_programs) {
+    enum { MANY = 3129, PROGRAMS = 64, LESSONS = 5 * PROGRAMS };
+    char path[2][300];
+    for (int i = 0; i < 2; i++) snprintf(path[i], sizeof path[i], "%s/many%d.safetensors", test_dir(), i);
+    Error e = {0};
+    Replay r, back;
+    static float p[MANY];
+    replay_open(&r, 1, 2, MANY, PROGRAMS, 0, 999);
+    replay_open(&back, 1, 2, MANY, 1, 0, 999);
+    for (int64_t b = 0; b < 3; b++) {
+        replay_begin(&r, b);
+        for (int k = 0; k < LESSONS; k++) {
+            const Ask ask = {.image_id = (uint64_t)k, .query = "What?"};
+            for (int i = 0; i < MANY; i++) p[i] = (float)((i + k + (int)b) % 97) / 97;
+            replay_keep(&r, b, k, &ask, &(Lesson){.rect = {0, 0, 1 + k, 2}, .p = p});
+        }
+    }
+    EXPECT(replay_save(&r, path[0], &e) && replay_load(&back, path[0], &e) && replay_save(&back, path[1], &e), "%s", e.text);
+    SafeTensors a, b;
+    CHECK(st_open(&a, path[0], &e) && st_open(&b, path[1], &e), "%s", e.text);
+    EXPECT(a.size == b.size && !memcmp(a.base, b.base, a.size), "the file of what was read is another");
+    st_close(&a);
+    st_close(&b);
+    replay_close(&r);
+    replay_close(&back);
+}
