@@ -11,8 +11,8 @@
  *   - Outputs come first, then inputs, parameters, sizes. Any size may be 0. Nothing needs padding or alignment.
  *   - Every *_bwd ADDS to its gradient outputs (residual fan-out and shared weights need it). A gradient
  *     output that is NULL is not wanted. Losses WRITE their gradient (they are where it begins).
- *   - Sums run in an order that does not depend on the number of threads: a rerun repeats bit for bit. (Products of bf16
- *     matrices on a CPU that multiplies bf16 itself: a rerun with as many threads. kernels/cpu/onednn.h.)
+ *   - Sums run in an order that does not depend on the number of threads: a rerun repeats bit for bit. (A CPU
+ *     that multiplies bf16 itself: a rerun with as many threads. kernels/cpu/onednn.h.)
  */
 #pragma once
 #include "kernels/device.h"

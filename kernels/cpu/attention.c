@@ -99,30 +99,44 @@ static int64_t seen(const Keys *k, int64_t i, bool causal, int64_t Tq, int64_t T
     return causal ? k->upto[MIN(MAX(i + Tk - Tq + 1, 0), Tk)] : k->n;
 }
 
-/* out (n, Dp) = rows `at` of x (NULL: rows 0..n) times scale, columns D..Dp zero. */
-static void pack(float *out, const float *x, int64_t ld, const int32_t *at, int64_t n, int64_t D, int64_t Dp, float scale) {
+/* Rows of D values of type t: row i begins `first` + i ld values after p. */
+typedef struct Rows {
+    DType t;
+    const void *p;
+    int64_t first, ld;
+} Rows;
+
+static const float *row_of(Rows x, int64_t i, int64_t D, float *room) {
+    return wide_row(x.t, x.p, x.first + i * x.ld, D, room);
+}
+
+/* out (n, Dp) = rows `at` of x (NULL: rows i0..i0 + n) times scale, columns D..Dp zero. */
+static void pack(float *out, Rows x, const int32_t *at, int64_t i0, int64_t n, int64_t D, int64_t Dp,
+                 float scale) {
     for (int64_t j = 0; j < n; j++) {
-        const float *r = x + (at ? at[j] : j) * ld;
         float *o = out + j * Dp;
+        const float *r = row_of(x, at ? at[j] : i0 + j, D, o);
         SIMD
         for (int64_t d = 0; d < D; d++) o[d] = r[d] * scale;
         for (int64_t d = D; d < Dp; d++) o[d] = 0;
     }
 }
 
-/* out (D, ld) = the transpose of rows `at` of x, columns n..ld zero. */
-static void pack_transposed(float *out, const float *x, int64_t ldx, const Keys *k, int64_t D) {
-    int64_t j = 0;
-    for (; j + 8 <= k->n; j += 8) {
-        const float *r[8];
-        for (int u = 0; u < 8; u++) r[u] = x + k->at[j + u] * ldx;
+enum { ROWS_TURNED = 8, ROOM = ROWS_TURNED + 1 };
+
+/* out (D, ld) = the transpose of rows `at` of x, columns n..ld zero. room: ROOM rows. */
+static void pack_transposed(float *out, Rows x, const Keys *k, int64_t D, float *room) {
+    float *zeros = room + ROWS_TURNED * D;
+    memset(zeros, 0, (size_t)D * sizeof *zeros);
+    for (int64_t j = 0; j < k->ld; j += ROWS_TURNED) {
+        const float *r[ROWS_TURNED];
+        for (int u = 0; u < ROWS_TURNED; u++)
+            r[u] = j + u < k->n ? row_of(x, k->at[j + u], D, room + u * D) : zeros;
         for (int64_t d = 0; d < D; d++) {
             float *o = out + d * k->ld + j;
-            for (int u = 0; u < 8; u++) o[u] = r[u][d];
+            for (int u = 0; u < ROWS_TURNED; u++) o[u] = r[u][d];
         }
     }
-    for (; j < k->ld; j++)
-        for (int64_t d = 0; d < D; d++) out[d * k->ld + j] = j < k->n ? x[k->at[j] * ldx + d] : 0.0f;
 }
 
 /* Pieces of one scratch block, each at a 64-byte boundary. First pass with base NULL: only counts. */
@@ -135,7 +149,10 @@ static void *piece(Pieces *p, int64_t n) {
 
 /* ---- forward -------------------------------------------------------------------------------------- */
 
-typedef struct Forward { int32_t *keys; float *kt, *v, *q, *s, *o, *sum; } Forward;
+typedef struct Forward {
+    int32_t *keys;
+    float *kt, *v, *q, *s, *o, *sum, *rows;
+} Forward;
 
 static Forward forward_room(int64_t Tk, int64_t D) {
     Forward f = {0};
@@ -149,6 +166,7 @@ static Forward forward_room(int64_t Tk, int64_t D) {
         f.s = piece(&p, QUERY_BLOCK * ld);
         f.o = piece(&p, QUERY_BLOCK * Dp);
         f.sum = piece(&p, QUERY_BLOCK);
+        f.rows = piece(&p, ROOM * D);
         if (!pass) p = (Pieces){.base = cpu_scratch(SCRATCH_THREAD, p.used)};
     }
     return f;
@@ -169,31 +187,24 @@ static float softmax_scores(float *s, int64_t n, int64_t ld, float *sum) {
     return m + log_f(total);
 }
 
-void cpu_attention_fwd(Stream *stream, DType t, void *out_, int64_t ldo, float *lse, const void *q_, int64_t ldq,
-                       const void *k_, const void *v_, int64_t ldkv, const uint8_t *key_mask, bool causal, float scale,
-                       int B, int H, int Tq, int Tk, int D) {
+void cpu_attention_fwd(Stream *stream, DType t, void *out, int64_t ldo, float *lse, const void *q_,
+                       int64_t ldq, const void *k_, const void *v_, int64_t ldkv, const uint8_t *key_mask,
+                       bool causal, float scale, int B, int H, int Tq, int Tk, int D) {
     (void)stream;
-    WIDE(t, {
-        const int64_t C = (int64_t)H * D, nq = (int64_t)B * Tq, nk = (int64_t)B * Tk;
-        cpu_attention_fwd(stream, F32, WRITE_ROWS(t, out_, nq, ldo, C), C, lse, READ_ROWS(t, q_, nq, ldq, C),
-                          C, READ_ROWS(t, k_, nk, ldkv, C), READ_ROWS(t, v_, nk, ldkv, C), C, key_mask,
-                          causal, scale, B, H, Tq, Tk, D);
-    });
     const int64_t Dp = padded(D);
     if (!D) return;
     OMP_(omp parallel for schedule(dynamic) if ((int64_t)B * H * Tq * (Tk + 1) * D >= 8 * PAR_MIN))
     for (int64_t bh = 0; bh < (int64_t)B * H; bh++) {
         const int64_t b = bh / H, h = bh % H;
-        const float *q = (const float *)q_ + b * Tq * ldq + h * D, *k = (const float *)k_ + b * Tk * ldkv + h * D,
-                    *v = (const float *)v_ + b * Tk * ldkv + h * D;
-        float *out = (float *)out_ + b * Tq * ldo + h * D;
+        const int64_t at_k = b * Tk * ldkv + h * D, at_o = b * Tq * ldo + h * D;
+        const Rows q = {t, q_, b * Tq * ldq + h * D, ldq}, k = {t, k_, at_k, ldkv}, v = {t, v_, at_k, ldkv};
         Forward f = forward_room(Tk, D);
         const Keys keys = keys_of(key_mask ? key_mask + b * Tk : NULL, Tk, f.keys);
-        pack_transposed(f.kt, k, ldkv, &keys, D);
-        pack(f.v, v, ldkv, keys.at, keys.n, D, Dp, 1.0f);
+        pack_transposed(f.kt, k, &keys, D, f.rows);
+        pack(f.v, v, keys.at, 0, keys.n, D, Dp, 1.0f);
         for (int64_t i0 = 0; i0 < Tq; i0 += QUERY_BLOCK) {
             const int64_t m = MIN(QUERY_BLOCK, Tq - i0), n = seen(&keys, i0 + m - 1, causal, Tq, Tk), ld = padded(n);
-            pack(f.q, q + i0 * ldq, ldq, NULL, m, D, Dp, scale);
+            pack(f.q, q, NULL, i0, m, D, Dp, scale);
             product(f.s, keys.ld, (Left){f.q, Dp, 1}, f.kt, keys.ld, m, ld, D, false);
             for (int64_t i = 0; i < m; i++)
                 lse[bh * Tq + i0 + i] =
@@ -201,9 +212,11 @@ void cpu_attention_fwd(Stream *stream, DType t, void *out_, int64_t ldo, float *
             product(f.o, Dp, (Left){f.s, keys.ld, 1}, f.v, Dp, m, Dp, n, false);
             for (int64_t i = 0; i < m; i++) {
                 const float r = 1.0f / f.sum[i];
-                float *y = out + (i0 + i) * ldo;
+                const int64_t at = at_o + (i0 + i) * ldo;
+                float *y = row_room(t, out, at, f.rows);
                 SIMD
                 for (int64_t d = 0; d < D; d++) y[d] = f.o[i * Dp + d] * r;
+                round_row(t, out, at, D, y);
             }
         }
     }
@@ -211,7 +224,10 @@ void cpu_attention_fwd(Stream *stream, DType t, void *out_, int64_t ldo, float *
 
 /* ---- backward ------------------------------------------------------------------------------------- */
 
-typedef struct Backward { int32_t *keys; float *kt, *vt, *k, *dk, *dv, *q, *dout, *p, *ds, *dq, *delta; } Backward;
+typedef struct Backward {
+    int32_t *keys;
+    float *kt, *vt, *k, *dk, *dv, *q, *dout, *p, *ds, *dq, *delta, *rows;
+} Backward;
 
 static Backward backward_room(int64_t Tk, int64_t D) {
     Backward f = {0};
@@ -230,6 +246,7 @@ static Backward backward_room(int64_t Tk, int64_t D) {
         f.ds = piece(&p, QUERY_BLOCK * ld);
         f.dq = piece(&p, QUERY_BLOCK * Dp);
         f.delta = piece(&p, QUERY_BLOCK);
+        f.rows = piece(&p, ROOM * D);
         if (!pass) p = (Pieces){.base = cpu_scratch(SCRATCH_THREAD, p.used)};
     }
     return f;
@@ -245,58 +262,57 @@ static void softmax_gradient(float *p, float *ds, int64_t n, int64_t ld, float l
     for (int64_t j = n; j < ld; j++) p[j] = ds[j] = 0;
 }
 
-static void add_rows_at(float *out, int64_t ld, const float *x, const int32_t *at, int64_t n, int64_t D, int64_t Dp) {
-    for (int64_t j = 0; j < n; j++) row_add(out + at[j] * ld, x + j * Dp, D);
+/* Rows `at` of out += a times those of x (at NULL: rows i0..i0 + n). */
+static void add_rows(DType t, void *out, int64_t first, int64_t ld, float a, const float *x,
+                     const int32_t *at, int64_t i0, int64_t n, int64_t D, int64_t Dp, float *room) {
+    for (int64_t j = 0; j < n; j++) {
+        const int64_t to = first + (at ? at[j] : i0 + j) * ld;
+        float *y = row_to_add(t, out, to, D, room);
+        row_axpy(y, a, x + j * Dp, D);
+        round_row(t, out, to, D, y);
+    }
 }
 
 /* With P = softmax, dP = dout v^T, delta = rowsum(dout out): dS = P (dP - delta); dq = scale dS k, dk = scale dS^T q,
  * dv = P^T dout. The scale is in the packed q. */
-void cpu_attention_bwd(Stream *stream, DType t, void *dq_, void *dk_, void *dv_, const void *q_, int64_t ldq,
-                       const void *k_, const void *v_, int64_t ldkv, const void *out_, const void *dout_, int64_t ldo,
-                       const float *lse, const uint8_t *key_mask, bool causal, float scale, int B, int H, int Tq, int Tk,
-                       int D) {
+void cpu_attention_bwd(Stream *stream, DType t, void *dq, void *dk, void *dv, const void *q_, int64_t ldq,
+                       const void *k_, const void *v_, int64_t ldkv, const void *out_, const void *dout_,
+                       int64_t ldo, const float *lse, const uint8_t *key_mask, bool causal, float scale,
+                       int B, int H, int Tq, int Tk, int D) {
     (void)stream;
-    WIDE(t, {
-        const int64_t C = (int64_t)H * D, nq = (int64_t)B * Tq, nk = (int64_t)B * Tk;
-        cpu_attention_bwd(stream, F32, UPDATE_ROWS(t, dq_, nq, ldq, C), UPDATE_ROWS(t, dk_, nk, ldkv, C),
-                          UPDATE_ROWS(t, dv_, nk, ldkv, C), READ_ROWS(t, q_, nq, ldq, C), C,
-                          READ_ROWS(t, k_, nk, ldkv, C), READ_ROWS(t, v_, nk, ldkv, C), C,
-                          READ_ROWS(t, out_, nq, ldo, C), READ_ROWS(t, dout_, nq, ldo, C), C, lse, key_mask,
-                          causal, scale, B, H, Tq, Tk, D);
-    });
     const int64_t Dp = padded(D);
     if (!D) return;
     OMP_(omp parallel for schedule(dynamic) if ((int64_t)B * H * Tq * (Tk + 1) * D >= 8 * PAR_MIN))
     for (int64_t bh = 0; bh < (int64_t)B * H; bh++) {
         const int64_t b = bh / H, h = bh % H;
         const int64_t at_q = b * Tq * ldq + h * D, at_k = b * Tk * ldkv + h * D, at_o = b * Tq * ldo + h * D;
-        const float *q = (const float *)q_ + at_q, *k = (const float *)k_ + at_k, *v = (const float *)v_ + at_k,
-                    *out = (const float *)out_ + at_o, *dout = (const float *)dout_ + at_o;
+        const Rows q = {t, q_, at_q, ldq}, k = {t, k_, at_k, ldkv}, v = {t, v_, at_k, ldkv},
+                   out = {t, out_, at_o, ldo}, dout = {t, dout_, at_o, ldo};
         Backward f = backward_room(Tk, D);
         const Keys keys = keys_of(key_mask ? key_mask + b * Tk : NULL, Tk, f.keys);
-        pack_transposed(f.kt, k, ldkv, &keys, D);
-        pack_transposed(f.vt, v, ldkv, &keys, D);
-        if (dq_) pack(f.k, k, ldkv, keys.at, keys.n, D, Dp, 1.0f);
+        pack_transposed(f.kt, k, &keys, D, f.rows);
+        pack_transposed(f.vt, v, &keys, D, f.rows);
+        if (dq) pack(f.k, k, keys.at, 0, keys.n, D, Dp, 1.0f);
         memset(f.dk, 0, (size_t)(keys.n * Dp) * sizeof(float));
         memset(f.dv, 0, (size_t)(keys.n * Dp) * sizeof(float));
         for (int64_t i0 = 0; i0 < Tq; i0 += QUERY_BLOCK) {
             const int64_t m = MIN(QUERY_BLOCK, Tq - i0), n = seen(&keys, i0 + m - 1, causal, Tq, Tk), ld = padded(n);
-            pack(f.q, q + i0 * ldq, ldq, NULL, m, D, Dp, scale);
-            pack(f.dout, dout + i0 * ldo, ldo, NULL, m, D, Dp, 1.0f);
+            pack(f.q, q, NULL, i0, m, D, Dp, scale);
+            pack(f.dout, dout, NULL, i0, m, D, Dp, 1.0f);
             product(f.p, keys.ld, (Left){f.q, Dp, 1}, f.kt, keys.ld, m, ld, D, false);
             product(f.ds, keys.ld, (Left){f.dout, Dp, 1}, f.vt, keys.ld, m, ld, D, false);
             for (int64_t i = 0; i < m; i++) {
-                const float delta = row_dot(f.dout + i * Dp, out + (i0 + i) * ldo, D);
+                const float delta = row_dot(f.dout + i * Dp, row_of(out, i0 + i, D, f.rows), D);
                 softmax_gradient(f.p + i * keys.ld, f.ds + i * keys.ld, seen(&keys, i0 + i, causal, Tq, Tk), ld,
                                  lse[bh * Tq + i0 + i], delta);
             }
-            if (dv_) product(f.dv, Dp, (Left){f.p, 1, keys.ld}, f.dout, Dp, n, Dp, m, true);
-            if (dk_) product(f.dk, Dp, (Left){f.ds, 1, keys.ld}, f.q, Dp, n, Dp, m, true);
-            if (!dq_) continue;
+            if (dv) product(f.dv, Dp, (Left){f.p, 1, keys.ld}, f.dout, Dp, n, Dp, m, true);
+            if (dk) product(f.dk, Dp, (Left){f.ds, 1, keys.ld}, f.q, Dp, n, Dp, m, true);
+            if (!dq) continue;
             product(f.dq, Dp, (Left){f.ds, keys.ld, 1}, f.k, Dp, m, Dp, n, false);
-            for (int64_t i = 0; i < m; i++) row_axpy((float *)dq_ + at_q + (i0 + i) * ldq, scale, f.dq + i * Dp, D);
+            add_rows(t, dq, at_q, ldq, scale, f.dq, NULL, i0, m, D, Dp, f.rows);
         }
-        if (dk_) add_rows_at((float *)dk_ + at_k, ldkv, f.dk, keys.at, keys.n, D, Dp);
-        if (dv_) add_rows_at((float *)dv_ + at_k, ldkv, f.dv, keys.at, keys.n, D, Dp);
+        if (dk) add_rows(t, dk, at_k, ldkv, 1, f.dk, keys.at, 0, keys.n, D, Dp, f.rows);
+        if (dv) add_rows(t, dv, at_k, ldkv, 1, f.dv, keys.at, 0, keys.n, D, Dp, f.rows);
     }
 }

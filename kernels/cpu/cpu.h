@@ -46,14 +46,58 @@ void *cpu_scratch(ScratchSlot slot, size_t bytes);
 
 /* ---- bf16 ----------------------------------------------------------------------------------------- */
 
-/* An op on bf16 tensors is the same op in f32 on wide copies, rounded once where it writes: what the contract says and
- * the CUDA kernels do, in one line per op,
+/* Arithmetic is f32 for either type; bf16 is rounded to once, where an op writes. Three ways, the same bits:
+ *
+ * Value by value, a loop that is compiled for both types, T being the one in memory:
+ *
+ *     BY_TYPE(t, { T *y = y_; const T *x = x_; for (...) SET(y[i], f(GET(x[i]))); });
+ *
+ * Row by row, in functions of f32 rows: wide_row and round_row, with room of the thread's.
+ *
+ * And for what is seldom run, on wide copies of whole tensors, in one line per op,
  *
  *     WIDE(t, cpu_gelu_bwd(s, F32, UPDATE(t, dx, n), READ(t, x, n), READ(t, dy, n), n));
  *
- * which returns when t is BF16. The copies cost a pass over memory or two per tensor: right, not quick. A tensor is named
- * by what happens to it, with its type and its number of values, or (_ROWS) as rows of n values, ld apart, whose copy is
- * dense. One that is NULL, or f32 already, is passed on as it is. */
+ * which returns when t is BF16, at the cost of a pass over memory or two per tensor. A tensor is named by
+ * what happens to it, with its type and its number of values, or (_ROWS) as rows of n values, ld apart, whose
+ * copy is dense. One that is NULL, or f32 already, is passed on as it is. */
+#define BY_TYPE(t, ...)                                                                                      \
+    do {                                                                                                     \
+        if ((t) == F32) {                                                                                    \
+            typedef float T;                                                                                 \
+            __VA_ARGS__                                                                                      \
+        } else {                                                                                             \
+            typedef uint16_t T;                                                                              \
+            __VA_ARGS__                                                                                      \
+        }                                                                                                    \
+    } while (0)
+#define GET(value)    _Generic((value), float: f32_value, uint16_t: bf16_value)(value)
+#define SET(place, x) ((place) = _Generic((place), float: f32_value, uint16_t: bf16_round)(x))
+static inline float f32_value(float x) { return x; }
+
+/* n values of p from `at` on, as f32: where they lie, or in `room`, to where bf16 is widened. */
+static inline const float *wide_row(DType t, const void *p, int64_t at, int64_t n, float *room) {
+    if (t == F32) return (const float *)p + at;
+    const uint16_t *x = (const uint16_t *)p + at;
+    SIMD
+    for (int64_t i = 0; i < n; i++) room[i] = bf16_value(x[i]);
+    return room;
+}
+/* Where to write a row that goes there, or add to it; then, for bf16, its rounding. */
+static inline float *row_room(DType t, void *p, int64_t at, float *room) {
+    return t == F32 ? (float *)p + at : room;
+}
+static inline float *row_to_add(DType t, void *p, int64_t at, int64_t n, float *room) {
+    wide_row(t, p, at, n, room);
+    return row_room(t, p, at, room);
+}
+static inline void round_row(DType t, void *p, int64_t at, int64_t n, const float *room) {
+    if (t == F32) return;
+    uint16_t *y = (uint16_t *)p + at;
+    SIMD
+    for (int64_t i = 0; i < n; i++) y[i] = bf16_round(room[i]);
+}
+
 typedef struct Wide {
     int n;
     struct WideCopy { float *f; uint16_t *p; int64_t rows, ld, n; bool out; } copy[WIDE_MAX];
@@ -303,15 +347,21 @@ static inline void rows_add(float *restrict y, const float *restrict x, int64_t 
     for (; rows; rows--, x += ldx) row_add(y, x, n);
 }
 
-/* out[j] += sum over rows of x[i][j], in blocks of ROW_BLOCK rows summed apart and added in order: no thread count shows,
- * and errors grow with the block, not with the rows. */
-static inline void sum_rows(float *out, const float *x, int64_t rows, int64_t C) {
+/* out[j] += sum over rows of x[i][j], x of type t, in blocks of ROW_BLOCK rows summed apart and added in
+ * order: no thread count shows, and errors grow with the block, not with the rows. */
+static inline void sum_rows(float *out, DType t, const void *x, int64_t rows, int64_t C) {
     const int64_t blocks = ceil_div(rows, ROW_BLOCK);
     float *part = cpu_scratch(SCRATCH_OP, (size_t)(blocks * C) * sizeof(float));
     PAR_FOR(rows * C)
     for (int64_t b = 0; b < blocks; b++) {
+        enum { TOGETHER = 4 }; /* rows that rows_add takes in one pass */
+        float *room = cpu_scratch(SCRATCH_THREAD, (size_t)(TOGETHER * C) * sizeof(float));
+        const int64_t end = MIN((b + 1) * ROW_BLOCK, rows);
         memset(part + b * C, 0, (size_t)C * sizeof(float));
-        rows_add(part + b * C, x + b * ROW_BLOCK * C, C, MIN(ROW_BLOCK, rows - b * ROW_BLOCK), C);
+        for (int64_t i = b * ROW_BLOCK; i < end; i += TOGETHER) {
+            const int64_t n = MIN(TOGETHER, end - i);
+            rows_add(part + b * C, wide_row(t, x, i * C, n * C, room), C, n, C);
+        }
     }
     rows_add(out, part, C, blocks, C);
 }

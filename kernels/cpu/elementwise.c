@@ -40,29 +40,27 @@ static inline float sigmoid_slope(float y) { return y * (1.0f - y); }
 #define ACTIVATION(name, value, slope)                                                                       \
     void cpu_##name##_fwd(Stream *s, DType t, void *y_, const void *x_, int64_t n) {                         \
         (void)s;                                                                                             \
-        WIDE(t, cpu_##name##_fwd(s, F32, WRITE(t, y_, n), READ(t, x_, n), n));                               \
-        float *y = y_;                                                                                       \
-        const float *x = x_;                                                                                 \
-        PAR_FOR_SIMD(n)                                                                                      \
-        for (int64_t i = 0; i < n; i++) y[i] = value(x[i]);                                                  \
+        BY_TYPE(t, {                                                                                         \
+            T *y = y_;                                                                                       \
+            const T *x = x_;                                                                                 \
+            PAR_FOR_SIMD(n)                                                                                  \
+            for (int64_t i = 0; i < n; i++) SET(y[i], value(GET(x[i])));                                     \
+        });                                                                                                  \
     }                                                                                                        \
     void cpu_##name##_bwd(Stream *s, DType t, void *dx_, const void *x_, const void *dy_, int64_t n) {       \
         (void)s;                                                                                             \
         if (!dx_) return;                                                                                    \
-        const bool in_place = dx_ == dy_;                                                                    \
-        WIDE(t, {                                                                                            \
-            float *d = UPDATE(t, dx_, n);                                                                    \
-            cpu_##name##_bwd(s, F32, d, READ(t, x_, n), in_place ? d : READ(t, dy_, n), n);                  \
+        BY_TYPE(t, {                                                                                         \
+            T *dx = dx_;                                                                                     \
+            const T *x = x_, *dy = dy_;                                                                      \
+            if (dx == dy) {                                                                                  \
+                PAR_FOR_SIMD(n)                                                                              \
+                for (int64_t i = 0; i < n; i++) SET(dx[i], GET(dx[i]) * slope(GET(x[i])));                   \
+            } else {                                                                                         \
+                PAR_FOR_SIMD(n)                                                                              \
+                for (int64_t i = 0; i < n; i++) SET(dx[i], fmaf(GET(dy[i]), slope(GET(x[i])), GET(dx[i])));  \
+            }                                                                                                \
         });                                                                                                  \
-        float *dx = dx_;                                                                                     \
-        const float *x = x_, *dy = dy_;                                                                      \
-        if (in_place) {                                                                                      \
-            PAR_FOR_SIMD(n)                                                                                  \
-            for (int64_t i = 0; i < n; i++) dx[i] *= slope(x[i]);                                            \
-            return;                                                                                          \
-        }                                                                                                    \
-        PAR_FOR_SIMD(n)                                                                                      \
-        for (int64_t i = 0; i < n; i++) dx[i] = fmaf(dy[i], slope(x[i]), dx[i]);                             \
     }
 
 ACTIVATION(gelu, gelu_f, gelu_slope)
@@ -76,29 +74,39 @@ ACTIVATION(sigmoid, sigmoid_f, sigmoid_slope)
 
 void cpu_add_fwd(Stream *s, DType t, void *y_, const void *a_, const void *b_, int64_t n) {
     (void)s;
-    WIDE(t, cpu_add_fwd(s, F32, WRITE(t, y_, n), READ(t, a_, n), READ(t, b_, n), n));
-    float *y = y_;
-    const float *a = a_, *b = b_;
-    PAR_FOR_SIMD(n)
-    for (int64_t i = 0; i < n; i++) y[i] = a[i] + b[i];
+    BY_TYPE(t, {
+        T *y = y_;
+        const T *a = a_, *b = b_;
+        PAR_FOR_SIMD(n)
+        for (int64_t i = 0; i < n; i++) SET(y[i], GET(a[i]) + GET(b[i]));
+    });
 }
 
 void cpu_accumulate(Stream *s, DType ty, void *y_, DType tx, const void *x_, int64_t n) {
     (void)s;
-    WIDE(tx, cpu_accumulate(s, F32, UPDATE(ty, y_, n), F32, READ(tx, x_, n), n));
-    float *y = y_;
-    const float *x = x_;
-    PAR_FOR_SIMD(n)
-    for (int64_t i = 0; i < n; i++) y[i] += x[i];
+    if (ty == BF16 || tx == F32)
+        BY_TYPE(ty, {
+            T *y = y_;
+            const T *x = x_;
+            PAR_FOR_SIMD(n)
+            for (int64_t i = 0; i < n; i++) SET(y[i], GET(y[i]) + GET(x[i]));
+        });
+    else {
+        float *y = y_;
+        const uint16_t *x = x_;
+        PAR_FOR_SIMD(n)
+        for (int64_t i = 0; i < n; i++) y[i] += GET(x[i]);
+    }
 }
 
 void cpu_mul_fwd(Stream *s, DType t, void *y_, const void *a_, const void *b_, int64_t n) {
     (void)s;
-    WIDE(t, cpu_mul_fwd(s, F32, WRITE(t, y_, n), READ(t, a_, n), READ(t, b_, n), n));
-    float *y = y_;
-    const float *a = a_, *b = b_;
-    PAR_FOR_SIMD(n)
-    for (int64_t i = 0; i < n; i++) y[i] = a[i] * b[i];
+    BY_TYPE(t, {
+        T *y = y_;
+        const T *a = a_, *b = b_;
+        PAR_FOR_SIMD(n)
+        for (int64_t i = 0; i < n; i++) SET(y[i], GET(a[i]) * GET(b[i]));
+    });
 }
 
 void cpu_mul_bwd(Stream *s, DType t, void *da_, void *db_, const void *a_, const void *b_, const void *dy_,
@@ -121,14 +129,15 @@ void cpu_mul_bwd(Stream *s, DType t, void *da_, void *db_, const void *a_, const
 
 void cpu_add_rows_fwd(Stream *s, DType t, void *y_, const void *x_, const void *p_, int64_t rows, int64_t n) {
     (void)s;
-    WIDE(t, cpu_add_rows_fwd(s, F32, WRITE(t, y_, rows * n), READ(t, x_, rows * n), READ(t, p_, n), rows, n));
-    float *y = y_;
-    const float *x = x_, *p = p_;
-    PAR_FOR(rows * n)
-    for (int64_t i = 0; i < rows; i++) {
-        SIMD
-        for (int64_t j = 0; j < n; j++) y[i * n + j] = x[i * n + j] + p[j];
-    }
+    BY_TYPE(t, {
+        T *y = y_;
+        const T *x = x_, *p = p_;
+        PAR_FOR(rows * n)
+        for (int64_t i = 0; i < rows; i++) {
+            SIMD
+            for (int64_t j = 0; j < n; j++) SET(y[i * n + j], GET(x[i * n + j]) + GET(p[j]));
+        }
+    });
 }
 
 /* Rows of two kinds meet here: few and long (a position table, n = T C) and many and short (a bias). Short ones are
@@ -140,7 +149,7 @@ void cpu_add_rows_bwd(Stream *s, DType td, void *dp_, DType t, const void *dy_, 
     const float *dy = dy_;
     if (!dp || !rows || !n) return;
     if (n <= 4096) {
-        sum_rows(dp, dy, rows, n);
+        sum_rows(dp, F32, dy, rows, n);
         return;
     }
     PAR_FOR(rows * n)

@@ -17,30 +17,36 @@ static void layernorm_row(float *y, float *mean, float *rstd, const float *x, co
     for (int64_t c = 0; c < C; c++) y[c] = fmaf((x[c] - m) * r, gamma[c], beta[c]);
 }
 
-void cpu_layernorm_fwd(Stream *s, DType t, void *y, float *mean, float *rstd, const void *x, const float *gamma,
-                       const float *beta, float eps, int64_t rows, int64_t C) {
-    (void)s;
-    WIDE(t, cpu_layernorm_fwd(s, F32, WRITE(t, y, rows * C), mean, rstd, READ(t, x, rows * C), gamma, beta,
-                              eps, rows, C));
-    PAR_FOR(rows * C)
-    for (int64_t i = 0; i < rows; i++)
-        layernorm_row((float *)y + i * C, &mean[i], &rstd[i], (const float *)x + i * C, gamma, beta, eps, C);
+/* The thread's room for `rows` rows of C values, in which bf16 is widened. */
+static float *room_of(int rows, int64_t C) {
+    return cpu_scratch(SCRATCH_THREAD, (size_t)(rows * C) * sizeof(float));
 }
 
-void cpu_add_layernorm_fwd(Stream *s, DType t, void *sum_, void *y, float *mean, float *rstd, const void *a_, const void *b_,
-                           const float *gamma, const float *beta, float eps, int64_t rows, int64_t C) {
-    if (t != F32) { /* the norm is of the sum as it is stored */
-        cpu_add_fwd(s, t, sum_, a_, b_, rows * C);
-        cpu_layernorm_fwd(s, t, y, mean, rstd, sum_, gamma, beta, eps, rows, C);
-        return;
-    }
+void cpu_layernorm_fwd(Stream *s, DType t, void *y_, float *mean, float *rstd, const void *x_,
+                       const float *gamma, const float *beta, float eps, int64_t rows, int64_t C) {
+    (void)s;
     PAR_FOR(rows * C)
     for (int64_t i = 0; i < rows; i++) {
-        const float *a = (const float *)a_ + i * C, *b = (const float *)b_ + i * C;
-        float *sum = (float *)sum_ + i * C;
+        float *room = room_of(1, C), *y = row_room(t, y_, i * C, room);
+        layernorm_row(y, &mean[i], &rstd[i], wide_row(t, x_, i * C, C, room), gamma, beta, eps, C);
+        round_row(t, y_, i * C, C, y);
+    }
+}
+
+void cpu_add_layernorm_fwd(Stream *s, DType t, void *sum_, void *y_, float *mean, float *rstd, const void *a_,
+                           const void *b_, const float *gamma, const float *beta, float eps, int64_t rows,
+                           int64_t C) {
+    (void)s;
+    PAR_FOR(rows * C)
+    for (int64_t i = 0; i < rows; i++) {
+        float *room = room_of(2, C), *sum = row_room(t, sum_, i * C, room), *y = row_room(t, y_, i * C, room);
+        const float *a = wide_row(t, a_, i * C, C, room), *b = wide_row(t, b_, i * C, C, room + C);
         SIMD
         for (int64_t c = 0; c < C; c++) sum[c] = a[c] + b[c];
-        layernorm_row((float *)y + i * C, &mean[i], &rstd[i], sum, gamma, beta, eps, C);
+        round_row(t, sum_, i * C, C, sum);
+        const float *x = wide_row(t, sum_, i * C, C, room); /* the norm is of the sum as it is stored */
+        layernorm_row(y, &mean[i], &rstd[i], x, gamma, beta, eps, C);
+        round_row(t, y_, i * C, C, y);
     }
 }
 
@@ -66,22 +72,24 @@ static void layernorm_bwd_row(float *dx, float *dgamma, float *dbeta, const floa
     }
 }
 
-void cpu_layernorm_bwd(Stream *s, DType t, void *dx, float *dgamma, float *dbeta, const void *x, const void *dy,
-                       const float *mean, const float *rstd, const float *gamma, int64_t rows, int64_t C) {
+void cpu_layernorm_bwd(Stream *s, DType t, void *dx_, float *dgamma, float *dbeta, const void *x_,
+                       const void *dy_, const float *mean, const float *rstd, const float *gamma,
+                       int64_t rows, int64_t C) {
     (void)s;
-    WIDE(t, cpu_layernorm_bwd(s, F32, UPDATE(t, dx, rows * C), dgamma, dbeta, READ(t, x, rows * C),
-                              READ(t, dy, rows * C), mean, rstd, gamma, rows, C));
     if (!rows || !C) return;
     /* dgamma and dbeta side by side: one pass over x and dy makes all three gradients. */
     const int64_t nb = ceil_div(rows, ROW_BLOCK);
     float *part = cpu_scratch(SCRATCH_OP, (size_t)(nb * 2 * C) * sizeof(float));
     PAR_FOR(rows * C)
     for (int64_t b = 0; b < nb; b++) {
-        float *dg = part + b * 2 * C;
+        float *dg = part + b * 2 * C, *room = room_of(3, C);
         memset(dg, 0, (size_t)(2 * C) * sizeof(float));
-        for (int64_t i = b * ROW_BLOCK; i < MIN((b + 1) * ROW_BLOCK, rows); i++)
-            layernorm_bwd_row(dx ? (float *)dx + i * C : NULL, dg, dg + C, (const float *)x + i * C,
-                              (const float *)dy + i * C, mean[i], rstd[i], gamma, C);
+        for (int64_t i = b * ROW_BLOCK; i < MIN((b + 1) * ROW_BLOCK, rows); i++) {
+            const float *x = wide_row(t, x_, i * C, C, room), *dy = wide_row(t, dy_, i * C, C, room + C);
+            float *dx = dx_ ? row_to_add(t, dx_, i * C, C, room + 2 * C) : NULL;
+            layernorm_bwd_row(dx, dg, dg + C, x, dy, mean[i], rstd[i], gamma, C);
+            if (dx) round_row(t, dx_, i * C, C, dx);
+        }
     }
     for (int64_t b = 0; b < nb; b++) {
         if (dgamma) row_add(dgamma, part + b * 2 * C, C);

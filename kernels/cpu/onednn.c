@@ -1,9 +1,9 @@
 /* onednn.c -- matrix products by oneDNN. See onednn.h.
  *
  * There is no table of primitives here: oneDNN keeps the 1024 used last, behind a lock, and to describe a
- * product that it knows, find its primitive and wrap its operands takes 4 to 6 us (beside 25 us that the
- * product of 64 x 64 x 64 takes on two cores). What a primitive needs of memory is our scratch, so that it may
- * run in several threads at once and nothing large is allocated.
+ * product that it knows, find its primitive and wrap its operands takes 4 to 6 us (the product of 64 x 64 x
+ * 64 itself 25 us on two cores). Primitives work in our scratch, so that one may run in several threads at
+ * once and nothing large is allocated.
  */
 #include "kernels/cpu/onednn.h"
 
@@ -24,7 +24,7 @@ void onednn_check(dnnl_status_t s, const char *what) {
 
 static void open_library(void) {
     onednn_check(dnnl_engine_create(&the_engine, dnnl_cpu, 0), "an engine");
-    /* A set of instructions has the bits of those it includes; what is none has fewer. */
+    /* A set of instructions has the bits of those that it includes. */
     const unsigned isa = dnnl_get_effective_cpu_isa();
     if ((isa & dnnl_cpu_isa_avx512_core_amx) == dnnl_cpu_isa_avx512_core_amx)
         bf16_instructions = "AMX";

@@ -15,11 +15,11 @@ const char *onednn_bf16(void);
 void onednn_allow(bool bf16);
 bool onednn_allowed(void);
 
-/* C (M,N) = [C +] [bias +] op(A) op(B) as gemm of ops.h, summed in f32 and rounded once. M, N, K >= 1. Any two
- * types for which tc is t or F32: in f32 it is there to be tested on every CPU. May be called from several
- * threads at once. In what order it sums depends on all sizes and the number of threads, and so do a row's
- * last bits: a rerun with as many threads repeats them, half a batch does not. False, and C is as it was:
- * this CPU has no instructions for the types. */
+/* C (M,N) = [C +] [bias +] op(A) op(B) as gemm of ops.h, summed in f32 and rounded once. M, N, K >= 1. Any
+ * two types for which tc is t or F32: in f32 it is there to be tested on every CPU. May be called from
+ * several threads at once. In what order it sums depends on all sizes and the number of threads, and so do
+ * the last bits of a row: a rerun with as many threads repeats them, half a batch does not. False, and C is
+ * as it was: this CPU has no instructions for the types. */
 bool onednn_product(DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B,
                     int64_t ldb, const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K,
                     bool add);

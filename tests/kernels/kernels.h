@@ -6,7 +6,8 @@
  *   - puts each buffer between canaries at an address aligned for its values and for nothing more, and once more in memory of
  *     its exact size, aligned to 16 bytes (vector accesses); outputs filled with NaN, gradients with numbers to add to;
  *   - runs forward and backward, compares with PyTorch's float64 values when the golden file has the case, else with the CPU;
- *   - runs again, on the CPU with 2 and 3 threads (but what a library computes), on emu in other orders of warps and blocks: the same bits; in place, where
+ *   - runs again, on the CPU with 2 and 3 threads (not what a library computes), on emu in other orders of
+ *     warps and blocks: the same bits; in place, where
  *     the op allows it: the same bits; asks for each gradient alone (the others NULL): the same bits, but for
  *     an op that says otherwise;
  *   - on the CPU compares the gradient with central differences of the forward along a random direction;
@@ -99,7 +100,7 @@ typedef struct Kernel {
     bool in_place;   /* the first Y may be slot 0 */
     bool only_f32, only_bf16; /* the op has no other form */
     bool together;   /* a gradient alone may have other last bits: it is compared, not held to the same */
-    bool library;    /* the CPU may leave it to oneDNN in bf16, whose bits depend on the number of threads: that stays */
+    bool library;    /* in bf16 oneDNN may compute it, whose bits depend on the threads: one alone */
     double slope;    /* error of central differences allowed, over the gradient's root of sum of squares; 0: 0.01 */
 } Kernel;
 

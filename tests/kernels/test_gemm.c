@@ -22,11 +22,19 @@ static void linear_b(void *const *p, const int64_t *d) {
     if (p[6]) op->gemm(S, dt, F32, p[6], N, p[0], K, p[4], N, NULL, true, false, K, N, M, 1);
     op->bias_bwd(S, dt, p[7], p[4], M, N);
 }
-static const Kernel linear = {"gemm", "MNK",
-    {{"a", X, "MK"}, {"b", X, "KN"}, {"bias", X, "N", .f32 = true}, {"y", Y, "MN", .bound = 16, .bf16 = 1}, {"dy", DY, "MN"},
-     {"da", DX, "MK", .of = 0, .bound = 16}, {"db", DX, "KN", .of = 1, .bound = 16, .f32 = true},
-     {"dbias", DX, "N", .of = 2, .bound = 12, .f32 = true}},
-    linear_f, linear_b, .library = true};
+static const Kernel linear = {"gemm",
+                              "MNK",
+                              {{"a", X, "MK"},
+                               {"b", X, "KN"},
+                               {"bias", X, "N", .f32 = true},
+                               {"y", Y, "MN", .bound = 16, .bf16 = 1},
+                               {"dy", DY, "MN"},
+                               {"da", DX, "MK", .of = 0, .bound = 16},
+                               {"db", DX, "KN", .of = 1, .bound = 16, .f32 = true},
+                               {"dbias", DX, "N", .of = 2, .bound = 12, .f32 = true}},
+                              linear_f,
+                              linear_b,
+                              .library = true};
 
 /* A linear layer as op.c has it, both gradients of its parameters in one op: the same sums, the same bounds.
  * A library may add the rows of dy one by one: at 640 of them 0.1 sqrt(640) EPS32 of the largest sum, and
@@ -91,8 +99,11 @@ static void head_f(void *const *p, const int64_t *d) {
     const int64_t M = d[0], N = d[1], K = d[2];
     op->gemm(S, dt, F32, p[3], N, p[0], K, p[1], K, p[2], false, true, M, N, K, 0);
 }
-static const Kernel head = {"gemm_head", "MNK",
-    {{"a", X, "MK"}, {"b", X, "NK"}, {"bias", X, "N", .f32 = true}, {"y", Y, "MN", .bound = 16, .f32 = true}}, head_f,
+static const Kernel head = {
+    "gemm_head",
+    "MNK",
+    {{"a", X, "MK"}, {"b", X, "NK"}, {"bias", X, "N", .f32 = true}, {"y", Y, "MN", .bound = 16, .f32 = true}},
+    head_f,
     .library = true};
 
 DEVICE_TEST(gemm_golden) {
@@ -126,30 +137,38 @@ DEVICE_TEST(gemm_sizes) {
 }
 
 /* What a product is asked of: the device's op, or one of the CPU's ways by itself. */
-typedef void Product(DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B, int64_t ldb,
-                     const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, bool add);
+typedef void Product(DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B,
+                     int64_t ldb, const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K,
+                     bool add);
 
-static void by_op(DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B, int64_t ldb,
-                  const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, bool add) {
+static void by_op(DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B,
+                  int64_t ldb, const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K,
+                  bool add) {
     op->gemm(S, t, tc, C, ldc, A, lda, B, ldb, bias, ta, tb, M, N, K, add);
 }
-static void by_onednn(DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B, int64_t ldb,
-                      const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K, bool add) {
+static void by_onednn(DType t, DType tc, void *C, int64_t ldc, const void *A, int64_t lda, const void *B,
+                      int64_t ldb, const float *bias, bool ta, bool tb, int64_t M, int64_t N, int64_t K,
+                      bool add) {
     EXPECT(onednn_product(t, tc, C, ldc, A, lda, B, ldb, bias, ta, tb, M, N, K, add), "oneDNN multiplies");
 }
 
 static void put(DType t, void *p, int64_t i, float x) {
-    if (t == F32) ((float *)p)[i] = x;
-    else ((uint16_t *)p)[i] = bf16_round(x);
+    if (t == F32)
+        ((float *)p)[i] = x;
+    else
+        ((uint16_t *)p)[i] = bf16_round(x);
 }
 static float get(DType t, const void *p, int64_t i) {
     return t == F32 ? ((const float *)p)[i] : bf16_value(((const uint16_t *)p)[i]);
 }
-static void *nans(int64_t n, DType t) { return memset(xcalloc((size_t)n + 1, 4), 0xFF, (size_t)n * dtype_size(t)); }
+static void *nans(int64_t n, DType t) {
+    return memset(xcalloc((size_t)n + 1, 4), 0xFF, (size_t)n * dtype_size(t));
+}
 
 /* Every flag, with leading dimensions beyond the rows, NaN in C when beta is 0 and in what the op must not read or write.
  * Small integers: every sum is exact, so the answer is, too, and in bf16 its one rounding. */
-static void flags(Product *product, DType t, DType tc, const int64_t size[3], bool ta, bool tb, bool bias, bool add) {
+static void flags(Product *product, DType t, DType tc, const int64_t size[3], bool ta, bool tb, bool bias,
+                  bool add) {
     const int64_t M = size[0], N = size[1], K = size[2];
     const int64_t lda = (ta ? M : K) + 3, ldb = (tb ? K : N) + 1, ldc = N + 5, ra = ta ? K : M, rb = tb ? N : K;
     void *A = nans(ra * lda, t), *B = nans(rb * ldb, t), *C = nans(M * ldc, tc);
@@ -161,9 +180,11 @@ static void flags(Product *product, DType t, DType tc, const int64_t size[3], bo
     for (int64_t j = 0; j < N; j++) b[j] = (float)j;
     for (int64_t i = 0; add && i < M; i++)
         for (int64_t j = 0; j < N; j++) put(tc, C, i * ldc + j, (float)((i - j) % 200)); /* exact in bf16 */
-    RUN(product(t, tc, IO_N(C, (size_t)(M * ldc) * dtype_size(tc)), ldc, IN_N(A, (size_t)(ra * lda) * dtype_size(t)), lda,
-                IN_N(B, (size_t)(rb * ldb) * dtype_size(t)), ldb, bias ? IN_N(b, (size_t)N * 4) : NULL, ta, tb, M, N, K, add));
-    int *x = xcalloc((size_t)(M * K) + 1, sizeof *x), *w = xcalloc((size_t)(N * K) + 1, sizeof *w), wrong = 0, spilt = 0;
+    RUN(product(t, tc, IO_N(C, (size_t)(M * ldc) * dtype_size(tc)), ldc,
+                IN_N(A, (size_t)(ra * lda) * dtype_size(t)), lda, IN_N(B, (size_t)(rb * ldb) * dtype_size(t)),
+                ldb, bias ? IN_N(b, (size_t)N * 4) : NULL, ta, tb, M, N, K, add));
+    int *x = xcalloc((size_t)(M * K) + 1, sizeof *x), *w = xcalloc((size_t)(N * K) + 1, sizeof *w), wrong = 0,
+        spilt = 0;
     for (int64_t i = 0; i < M * K; i++) x[i] = (int)get(t, A, ta ? i % K * lda + i / K : i / K * lda + i % K);
     for (int64_t i = 0; i < N * K; i++) w[i] = (int)get(t, B, tb ? i / K * ldb + i % K : i % K * ldb + i / K);
     for (int64_t i = 0; i < M; i++) {
@@ -174,15 +195,17 @@ static void flags(Product *product, DType t, DType tc, const int64_t size[3], bo
         }
         for (int64_t j = N; j < ldc; j++) spilt += !isnan(get(tc, C, i * ldc + j));
     }
-    EXPECT(!wrong && !spilt, "(%" PRId64 ",%" PRId64 ",%" PRId64 ") ta %d tb %d bias %d add %d: %d values wrong, %d outside C", M,
-           N, K, ta, tb, bias, add, wrong, spilt);
+    EXPECT(!wrong && !spilt,
+           "(%" PRId64 ",%" PRId64 ",%" PRId64 ") ta %d tb %d bias %d add %d: %d values wrong, %d outside C",
+           M, N, K, ta, tb, bias, add, wrong, spilt);
     free(A), free(B), free(C), free(b), free(x), free(w);
 }
 
 static void all_flags(Product *product, DType t, DType tc, bool empty_sums) {
-    static const int64_t sizes[][3] = {{3, 5, 0}, {1, 1, 1}, {2, 1, 9}, {1, 40, 17}, {17, 31, 23}, {65, 130, 70}, {200, 520, 33},
-                                       {40, 70, 1100},   /* copied in two pieces of K when ta */
-                                       {33, 511, 1030}}; /* and so is B when !tb: its stride is 512 */
+    static const int64_t sizes[][3] = {{3, 5, 0},      {1, 1, 1},      {2, 1, 9},
+                                       {1, 40, 17},    {17, 31, 23},   {65, 130, 70},
+                                       {200, 520, 33}, {40, 70, 1100}, /* copied in two pieces of K when ta */
+                                       {33, 511, 1030}};       /* and so is B when !tb: its stride is 512 */
     for (int threads = 1; threads <= (S ? 1 : 2); threads++) { /* threads are the CPU's */
         device_cpu(threads);
         for (int i = !empty_sums; i < COUNT_OF(sizes); i++)
@@ -197,8 +220,8 @@ static void bf16_flags(Product *product, bool empty_sums) {
     all_flags(product, BF16, BF16, empty_sums);
 }
 
-/* The CPU's two ways to multiply bf16, as the machine has them: where oneDNN has nothing for bf16, what we ask of it is
- * tested in f32. */
+/* The CPU's two ways to multiply bf16, as the machine has them: where oneDNN has nothing for bf16, what we
+ * ask of it is tested in f32. */
 static void widened_on_cpu(void) {
     onednn_allow(false);
     bf16_flags(by_op, true);
@@ -214,8 +237,10 @@ static void onednn_bf16_on_cpu(void) {
     bf16_flags(by_op, true);
 }
 TEST(gemm_onednn_bf16) {
-    if (!onednn_bf16()) test_skip("this CPU has no bf16 instructions (AVX512_BF16 or AMX)");
-    else device_test_run(CPU, onednn_bf16_on_cpu);
+    if (!onednn_bf16())
+        test_skip("this CPU has no bf16 instructions (AVX512_BF16 or AMX)");
+    else
+        device_test_run(CPU, onednn_bf16_on_cpu);
 }
 
 /* Several threads at once, each with scratch of its own, the same shapes and others. */
@@ -246,7 +271,8 @@ TEST(gemm_onednn_threads) {
         number[i] = i;
         CHECK(!pthread_create(&thread[i], NULL, multiply, &number[i]), "thread %d", i);
     }
-    for (int i = 0; i < 4; i++) EXPECT(!pthread_join(thread[i], &failed) && !failed, "thread %d: wrong products", i);
+    for (int i = 0; i < 4; i++)
+        EXPECT(!pthread_join(thread[i], &failed) && !failed, "thread %d: wrong products", i);
 }
 
 /* A row has the same bits whatever the rest of the batch, the columns beside it and the number of threads: a
