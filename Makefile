@@ -44,6 +44,14 @@ obj     = $(foreach f,$(1),$(if $(filter $(f),$(SEES_MPI)),$(B),$(PLAIN))/$(f:.c
 NVCC    := $(CUDA_HOME)/bin/nvcc
 KERNELS :=  # objects of the .cu files
 ifeq ($(CUDA),1)
+ifeq ($(shell command -v $(NVCC)),)
+$(error CUDA=1: there is no nvcc of the CUDA toolkit, $(NVCC) is missing (CUDA_HOME=FOLDER names another place))
+endif
+hash  := \#
+LACKS := $(shell for h in cublasLt.h nccl.h cudnn_graph.h; do echo "$(hash)if !__has_include(<$$h>)"; echo $$h; echo "$(hash)endif"; done | $(CC) $(CPPFLAGS) -isystem $(CUDA_HOME)/include -E -P -x c -)
+ifneq ($(LACKS),)
+$(error CUDA=1: headers are missing: $(LACKS) (cublasLt.h comes with the CUDA toolkit, nccl.h with NCCL 2, cudnn_graph.h with cuDNN 9; CPATH=FOLDER names another place))
+endif
 NVCCFLAGS := -std=c++17 -O3 -lineinfo -cudart shared -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas -Werror all-warnings \
              $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) \
              -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
@@ -75,7 +83,6 @@ $(addprefix $(B)/,$(SEES_MPI:.c=.o)): $(B)/%.o: %.c
 
 $(PLAIN)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	@command -v $(NVCC) >/dev/null || { echo "make CUDA=1 needs nvcc of the CUDA toolkit, $(NVCC) is missing (CUDA_HOME=FOLDER names another place)"; exit 1; }
 	@echo "  NVCC $<"
 	@$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MMD -MP -c $< -o $@
 

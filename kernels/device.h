@@ -42,5 +42,7 @@ Device *device_cpu(int nthreads);
 Device *device_cuda(int index, Error *e);
 /* Lets cuDNN, opened now, compute attention on this card, where it can. False: the device is no card, or cuDNN cannot be used. */
 bool device_use_cudnn(Device *d, Error *e);
+/* "9.19.0, FILE" of the cuDNN that it would be, opened for it. False: why there is none. */
+bool device_find_cudnn(char *text, size_t size, Error *e);
 /* How many cards there are; 0 without CUDA or a driver, then e says why. */
 int device_cuda_count(Error *e);

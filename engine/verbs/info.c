@@ -146,6 +146,11 @@ static void print_machine(const Config *cfg) {
         line("cuda", "%d: %s", i, card ? card->description : e.text);
     }
     if (!cards) line("cuda", "%s", e.text);
+#ifdef WITH_CUDA
+    char cudnn[512];
+    e = (Error){0};
+    line("cuDNN", "%s", device_find_cudnn(cudnn, sizeof cudnn, &e) ? cudnn : e.text);
+#endif
     print_build();
 }
 

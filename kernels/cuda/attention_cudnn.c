@@ -440,3 +440,10 @@ bool device_use_cudnn(Device *d, Error *e) {
     d->ops = &ops;
     return true;
 }
+
+bool device_find_cudnn(char *text, size_t size, Error *e) {
+    if (!cudnn_open(CUDNN_FILE, e)) return false;
+    const int version = (int)cudnn_version();
+    snprintf(text, size, "%d.%d.%d, %s", version / 10000, version / 100 % 100, version % 100, cudnn_path());
+    return true;
+}

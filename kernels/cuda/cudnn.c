@@ -60,6 +60,11 @@ bool cudnn_open(const char *file, Error *e) {
 
 int64_t cudnn_version(void) { return library ? (int64_t)lib.cudnnGetVersion() : 0; }
 
+const char *cudnn_path(void) {
+    Dl_info found;
+    return library && dladdr(*(void **)&lib.cudnnGetVersion, &found) ? found.dli_fname : opened;
+}
+
 #define CUDNN_CHECK(call) cudnn_check((call), #call, __LINE__)
 static void cudnn_check(cudnnStatus_t status, const char *call, int line) {
     if (status == CUDNN_STATUS_SUCCESS) return;

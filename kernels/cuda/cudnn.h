@@ -31,8 +31,9 @@ bool cudnn_open(const char *file, Error *e);
 bool cudnn_use_card(int card, Error *e);
 /* Lets go of plans, handles and the library. */
 void cudnn_close(void);
-/* Its number, 91900 for 9.19.0. */
+/* Of the one that is open: its number, 91900 for 9.19.0; its file. */
 int64_t cudnn_version(void);
+const char *cudnn_path(void);
 
 /* ---- graphs --------------------------------------------------------------------------------------- */
 

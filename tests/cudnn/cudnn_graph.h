@@ -59,6 +59,7 @@ void *emu_scratch(struct Stream *s, size_t bytes);
 #define cudnn_has_attention    emulated_cudnn_has_attention
 #define cudnn_close            emulated_cudnn_close
 #define cudnn_version          emulated_cudnn_version
+#define cudnn_path             emulated_cudnn_path
 #define graph_tensor           emulated_graph_tensor
 #define graph_number           emulated_graph_number
 #define graph_virtual          emulated_graph_virtual
@@ -81,6 +82,7 @@ void *emu_scratch(struct Stream *s, size_t bytes);
 #define cudnn_has_patches      emulated_cudnn_has_patches
 #define cudnn_patches          emulated_cudnn_patches
 #define device_use_cudnn       emulated_device_use_cudnn
+#define device_find_cudnn      emulated_device_find_cudnn
 
 /* ---- of the stand-in itself: found in it by dlsym ---- */
 

@@ -179,6 +179,7 @@ TEST(cudnn_is_not_there) {
            "%s", e.text);
     s->version = 91900;
     EXPECT(cudnn_open(standin_path(), &e) && cudnn_version() == 91900, "%s", e.text);
+    EXPECT(!strcmp(strrchr(cudnn_path(), '/'), "/libcudnn.so") && !access(cudnn_path(), R_OK), "it is %s", cudnn_path());
     cudnn_close();
     dlclose(so);
 }
