@@ -447,9 +447,6 @@ __device__ __forceinline__ void hide(float (&s)[M][PART / 8][4], const Problem &
     }
 }
 
-/* 8 values, as words: of eight bf16 that only pass through, nvcc 13.0 makes eight stores. */
-__device__ __forceinline__ void copy16(bf16 *to, const bf16 *from) { store((uint32_t *)to, load<4>((const uint32_t *)from)); }
-
 /* A warp's 16 rows of accumulators o by row factors (rows g and g + 8), to rows `first`.. of x, through `tile`, 16 rows of shared memory that are the
  * warp's own: whole chunks move. ADD: to what x holds. Rows from `end` on are left alone, hidden keys' too. */
 template <int D, bool ADD>

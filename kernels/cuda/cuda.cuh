@@ -112,6 +112,8 @@ template <typename T> constexpr int WIDTH = 16 / (int)sizeof(T);
 #ifdef __CUDACC__
 template <int N, typename T> __device__ __forceinline__ Vec<T, N> load(const T *p) { return *(const Vec<T, N> *)p; }
 template <int N, typename T> __device__ __forceinline__ void store(T *p, const Vec<T, N> &v) { *(Vec<T, N> *)p = v; }
+/* 16 bytes by one access each way. Not a Vec: of values that only pass through nvcc 13.0 makes a store each. */
+template <typename T> __device__ __forceinline__ void copy16(T *to, const T *from) { *(uint4 *)to = *(const uint4 *)from; }
 #else /* one access, which g++ would take apart */
 template <int N, typename T> EMU_ACCESS Vec<T, N> load(const T *p) {
     emu_access(p, sizeof(Vec<T, N>), false, __builtin_return_address(0));
@@ -121,6 +123,7 @@ template <int N, typename T> EMU_ACCESS void store(T *p, const Vec<T, N> &v) {
     emu_access(p, sizeof v, true, __builtin_return_address(0));
     *(Vec<T, N> *)p = v;
 }
+template <typename T> __device__ __forceinline__ void copy16(T *to, const T *from) { store(to, load<WIDTH<T>>(from)); }
 #endif
 
 /* May the loop over n values (or rows of n values) take them N at a time from each of these pointers? */
