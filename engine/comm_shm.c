@@ -170,7 +170,8 @@ Segment *segment_open(Comm *c) {
     if (!c->rank && (shared = map(offer.fd = make(c->size), bytes))) {
         shared->token = offer.token;
         shared->bytes = bytes;
-        for (int i = 0; i < c->size * STAGES; i++) shared->counter[0][i].done = FIRST;
+        for (int r = 0; r < c->size; r++)
+            for (int stage = 0; stage < STAGES; stage++) shared->counter[r][stage].done = FIRST;
     }
     comm_broadcast(c, "shared memory", &offer, sizeof offer);
     if (c->rank && offer.fd >= 0) {
