@@ -360,14 +360,23 @@ Tensor *op_layernorm(Ctx *c, Tensor *x, Tensor *gamma, Tensor *beta, float eps) 
     return y;
 }
 
+/* Another tensor in the memory of x, with a gradient of its own. */
+static Tensor *in_memory_of(Ctx *c, const Tensor *x, int ndim, const int64_t *shape) {
+    Tensor *y = ARENA_NEW(c->host, Tensor, 1);
+    *y = tensor_view(x, ndim, shape);
+    y->grad = NULL;
+    y->param_grad = NULL;
+    y->needs_grad = false;
+    return y;
+}
+
 Tensor *op_add_layernorm(Ctx *c, Tensor **sum, Tensor *x, Tensor *more, Tensor *gamma, Tensor *beta, float eps) {
     int64_t rows = rows_of(x), C = last_dim(x);
     CHECK(numel(x) == numel(more) && x->dtype == more->dtype && numel(gamma) == C && numel(beta) == C,
           "add, layernorm %s: %" PRId64 " and %" PRId64 " values in rows of %" PRId64 ", gamma %" PRId64,
           gamma->name ? gamma->name : "", numel(x), numel(more), C, numel(gamma));
-    Tensor *z = ARENA_NEW(c->host, Tensor, 1), *y = tensor_like(c, x);
-    *z = (Tensor){.data = more->data, .ndim = x->ndim, .dtype = x->dtype};
-    memcpy(z->shape, x->shape, sizeof z->shape);
+    Tensor *z = in_memory_of(c, more, x->ndim, x->shape), *y = tensor_like(c, x);
+    z->name = NULL;
     y->name = gamma->name;
     float *mean = arena_alloc(c->step, (size_t)rows * 4), *rstd = arena_alloc(c->step, (size_t)rows * 4);
     K->add_layernorm_fwd(S, x->dtype, z->data, y->data, mean, rstd, more->data, x->data, gamma->data, beta->data, eps, rows, C);
@@ -584,11 +593,7 @@ static void reshape_backward(Ctx *c, void *saved) {
 }
 
 Tensor *op_reshape(Ctx *c, Tensor *x, int ndim, const int64_t *shape) {
-    Tensor *y = ARENA_NEW(c->host, Tensor, 1);
-    *y = tensor_view(x, ndim, shape);
-    y->grad = NULL;
-    y->param_grad = NULL;
-    y->needs_grad = false;
+    Tensor *y = in_memory_of(c, x, ndim, shape);
     if (taped(c, x)) tape_push(c, reshape_backward, SAVE(c, Unary, y, x), y);
     return y;
 }
